@@ -1,0 +1,1 @@
+"""JAX environments that no package has, one file each, registered with gymnax."""

@@ -1,0 +1,53 @@
+"""rlzoo: reinforcement-learning algorithms in JAX, one readable file per algorithm.
+
+Names are loaded when first used, so that importing the package (and the command line's `list`,
+`info` and `--help`) stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rlzoo.algorithm import Algorithm as Algorithm
+    from rlzoo.algorithm import Refused as Refused
+    from rlzoo.algorithm import Stage as Stage
+    from rlzoo.algorithm import config as config
+    from rlzoo.algorithm import static as static
+    from rlzoo.cli import script as main  # noqa: F401
+    from rlzoo.env import Env as Env
+    from rlzoo.env import Transition as Transition
+    from rlzoo.env import make as make
+    from rlzoo.train import load as load
+    from rlzoo.train import train as train
+
+_HOME = {  # public name -> (module, name there); None: the module itself
+    "Algorithm": ("rlzoo.algorithm", "Algorithm"),
+    "Refused": ("rlzoo.algorithm", "Refused"),
+    "Stage": ("rlzoo.algorithm", "Stage"),
+    "config": ("rlzoo.algorithm", "config"),
+    "static": ("rlzoo.algorithm", "static"),
+    "Env": ("rlzoo.env", "Env"),
+    "Transition": ("rlzoo.env", "Transition"),
+    "make": ("rlzoo.env", "make"),
+    "main": ("rlzoo.cli", "script"),
+    "load": ("rlzoo.train", "load"),
+    "train": ("rlzoo.train", None),  # the module is callable: see its last lines
+    "env": ("rlzoo.env", None),
+    "replay": ("rlzoo.replay", None),
+    "report": ("rlzoo.report", None),
+    "wrappers": ("rlzoo.wrappers", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rlzoo' has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

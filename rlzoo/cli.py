@@ -1,0 +1,335 @@
+"""Command lines: the flags of every algorithm script, and the `rlzoo` command.
+
+Flags come from an algorithm file's source, which is read and not imported, so `--help` answers without starting jax.
+"""
+
+import ast
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+
+from rlzoo.algorithm import Refused
+
+FOLDER = Path(__file__).parent
+ALGORITHMS = next(path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir())
+
+
+class Field(NamedTuple):
+    name: str
+    kind: Any
+    default: Any
+    doc: str
+    static: bool
+
+
+class Source(NamedTuple):
+    """What an algorithm file says of itself."""
+
+    path: Path
+    doc: str
+    fields: list[Field]
+
+
+def read(path: Path) -> Source:
+    """Docstring and Config of the algorithm file at `path`, without importing it."""
+    tree = ast.parse(path.read_text(), str(path))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    if not classes:
+        raise Refused(f"{path} has no class Config, so it is not an algorithm file")
+    body, fields = classes[0].body, []
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        value, static = node.value, False
+        if isinstance(value, ast.Call):  # rlzoo.static(default)
+            value, static = value.args[0], True
+        kind = eval(ast.unparse(node.annotation), {"Literal": Literal})
+        fields.append(Field(node.target.id, kind, eval(ast.unparse(value), {}) if value else None, doc, static))
+    return Source(path, ast.get_docstring(tree) or "", fields)
+
+
+def find(name: str) -> Path:
+    """The algorithm file called `name`: one of rlzoo's, or a path to the user's own."""
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise Refused(f"there is no file {name}")
+        return Path(name)
+    if not (ALGORITHMS / f"{name}.py").is_file():
+        raise Refused.unknown("algorithm", name, names())
+    return ALGORITHMS / f"{name}.py"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in ALGORITHMS.glob("*.py") if not path.stem.startswith("_"))
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """What a command line asks for."""
+
+    config: dict[str, Any]
+    sweep: dict[str, list]
+    options: dict[str, Any]
+
+
+def parse(source: Source, argv: list[str], prog: str) -> Request:
+    """Flags to values. With --resume, the recorded run's values are the defaults."""
+    from rlzoo.record import Options, Record
+
+    own = {field.name for field in source.fields}
+    defaults: dict[str, Any] = {"sweep": ()}
+    chosen = _parse(source, argv, prog, defaults)
+    if chosen.resume and chosen.out:
+        record = Record.read(chosen.out)
+        defaults = {name: tuple(value) if isinstance(value, list) else value
+                    for name, value in (record.description["config"] | record.description["options"]).items()}
+        defaults["sweep"] = tuple(f"{name}={','.join(_write(v) for v in values)}" for name, values in record.sweep.items())
+        chosen = _parse(source, argv, prog, defaults)
+    values = vars(chosen)
+    return Request(
+        {name: values[name] for name in values if name in own},
+        _sweep(values["sweep"], source.fields),
+        {field.name: values[field.name] for field in dataclasses.fields(Options)},
+    )
+
+
+def _parse(source: Source, argv: list[str], prog: str, defaults: dict[str, Any]) -> Any:
+    import tyro
+
+    from rlzoo.record import Options
+
+    options = read_options()
+    sweep = Field("sweep", tuple[str, ...], (), "sweep fields: field=v1,v2 ...; every combination trains", True)
+    first = [field for field in source.fields if field.name in ("env", "total_steps")]
+    fields = [*first, *options, sweep, *(field for field in source.fields if field not in first)]
+    Args = dataclasses.make_dataclass("Args", [
+        (f.name, Annotated[f.kind, tyro.conf.arg(help=f.doc)], defaults.get(f.name, f.default)) for f in fields])
+    del Options
+    return tyro.cli(Args, args=argv, prog=prog, description=source.doc)
+
+
+def read_options() -> list[Field]:
+    from rlzoo.record import Options
+
+    tree = ast.parse(inspect.getsource(Options)).body[0]
+    docs = [node.value.value for node in tree.body  # type: ignore[attr-defined]
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)][1:]
+    return [Field(f.name, f.type, f.default, doc, True)
+            for f, doc in zip(dataclasses.fields(Options), docs, strict=True)]
+
+
+def _sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
+    known, sweep = {field.name: field for field in fields}, {}
+    for part in given:
+        name, equals, text = part.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not text:
+            raise Refused(f"--sweep {part!r} should read field=value,value")
+        if name not in known:
+            raise Refused.unknown("--sweep field", name, known)
+        sweep[name] = [_read(known[name], value) for value in text.split(",")]
+    return sweep
+
+
+def _read(field: Field, text: str) -> Any:
+    """One swept value; tuples are written 64x64."""
+    try:
+        if field.kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if field.kind in (int, float, str):
+            return field.kind(text)
+        if isinstance(field.default, tuple):
+            return tuple(type(field.default[0])(part) for part in text.split("x"))
+        return type(field.default)(text)
+    except (ValueError, KeyError):
+        kind = getattr(field.kind, "__name__", str(field.kind)) if not isinstance(field.default, tuple) else "64x64"
+        raise Refused(f"--sweep {field.name}: {text!r} is not a value for it; it takes {kind}, for example "
+                      f"{_write(field.default)}") from None
+
+
+def _write(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+# ---- running --------------------------------------------------------------------------------------------------
+
+
+def script(make: Callable, Config: type, argv: list[str] | None = None) -> None:
+    """The last line of every algorithm file: `rlzoo.main(make, Config)`. Exits with 0 when done, 2 when refused,
+    130 when interrupted."""
+    path = Path(inspect.getsourcefile(make) or "")
+    with _plain_errors():
+        request = parse(read(path), sys.argv[1:] if argv is None else argv, Path(sys.argv[0]).name)
+        _run(make, Config, request)
+
+
+def _run(make: Callable, Config: type, request: Request) -> NoReturn:
+    from rlzoo.train import train
+
+    run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
+    sys.exit({"done": 0, "interrupted": 130}[run.summary.get("status", "done")])
+
+
+class _plain_errors:
+    """Shows what was refused in one line, and exits with 2."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, (Refused, MemoryError)):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def main() -> None:
+    """The `rlzoo` command."""
+    argv = sys.argv[1:]
+    with _plain_errors():
+        if argv[:1] == ["train"]:
+            return _train(argv[1:])
+        import tyro
+
+        app = tyro.extras.SubcommandApp()
+        app.command(list_, name="list")
+        app.command(info)
+        app.command(train)
+        app.command(plot)
+        app.command(report)
+        app.command(copy)
+        app.cli(args=argv, prog="rlzoo", description="A zoo of reinforcement-learning algorithms in JAX.")
+
+
+def train(algorithm: str) -> None:
+    """Train an algorithm: `rlzoo train ppo --seeds 8`, or a file of your own: `rlzoo train ./my_ppo.py`.
+
+    `rlzoo train ppo --help` prints all flags.
+    """
+    _train([algorithm])
+
+
+def _train(argv: list[str]) -> None:
+    if not argv or argv[0].startswith("-"):
+        print("usage: rlzoo train ALGORITHM [flags]   (`rlzoo train ppo --help` prints the flags of ppo)\n"
+              f"algorithms: {', '.join(names())}, or a path to a file of your own")
+        sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
+    source = read(find(argv[0]))
+    request = parse(source, argv[1:], f"rlzoo train {argv[0]}")
+    from rlzoo.record import load_module
+
+    module = load_module(source.path)
+    _run(module.make, module.Config, request)
+
+
+def list_(envs: bool = False) -> None:
+    """List the algorithms.
+
+    Args:
+      envs: list the environments instead.
+    """
+    if envs:
+        from rlzoo.env import BACKENDS, ids
+
+        print("\n".join(ids()))
+        print(f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25)")
+        return
+    width = max(map(len, names()))
+    for name in names():
+        print(f"{name:{width}}  {read(find(name)).doc.splitlines()[0]}")
+
+
+def info(algorithm: str) -> None:
+    """Print an algorithm's documentation and its configuration.
+
+    Args:
+      algorithm: its name, or a path to a file of your own.
+    """
+    source = read(find(algorithm))
+    print(f"{source.doc}\n\nfile: {source.path}\n\nconfiguration (* floats: members of one program may differ in them)")
+    width = max(len(field.name) for field in source.fields)
+    for field in source.fields:
+        print(f"  {field.name:{width}} {' ' if field.static else '*'} {_write(field.default):>12}  {field.doc}")
+
+
+def plot(runs: tuple[str, ...], out: str | None = None) -> None:
+    """Draw learning curves: IQM over seeds with its 95% bootstrap interval.
+
+    Args:
+      runs: run directories. One run is drawn into its own folder, several into one picture.
+      out: the picture to write.
+    """
+    from rlzoo import report as reports
+
+    if len(runs) == 1 and out is None:
+        print(reports.write_curve(Path(runs[0])))
+    else:
+        print(reports.plot_curves([reports.read_run(Path(run)) for run in runs], Path(out or "curves.png")))
+
+
+def report(runs: tuple[str, ...], out: str = "report") -> None:
+    """Compare runs: tables, curves for each environment, probability of improvement, one HTML page.
+
+    Args:
+      runs: run directories.
+      out: folder to write.
+    """
+    from rlzoo import report as reports
+
+    for path in reports.report([Path(run) for run in runs], Path(out)):
+        print(path)
+
+
+def copy(source: str, target: str, params: bool = False, member: int = 0) -> None:
+    """Copy an algorithm's file into your own folder, or export a run's trained parameters.
+
+    Args:
+      source: an algorithm (`rlzoo copy ppo my_ppo.py`); with --params, a run directory.
+      target: the file to write; with --params, .npz or .safetensors.
+      params: export parameters: `rlzoo copy --params RUN out.safetensors`.
+      member: which member's parameters.
+    """
+    path = Path(target)
+    if path.exists():
+        raise Refused(f"{path} exists already; choose another name")
+    if params:
+        export(source, path, member)
+    else:
+        if path.suffix != ".py":
+            raise Refused(f"{path}: an algorithm's file ends in .py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(find(source).read_text())
+    print(f"wrote {path}" + ("" if params else f"; run it with: python {path} --help"))
+
+
+def export(run: str, path: Path, member: int) -> None:
+    """Write a member's policy as named arrays."""
+    if path.suffix not in (".npz", ".safetensors"):
+        raise Refused(f"{path}: parameters are written as .npz or .safetensors")
+    import jax
+    import numpy as np
+
+    from rlzoo.train import load
+
+    named = jax.tree_util.tree_flatten_with_path(load(run, member).policy)[0]
+    arrays = {jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(x) for keys, x in named}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise Refused("writing .safetensors needs the package safetensors (pip install safetensors); .npz does "
+                      "not") from None
+    save_file(arrays, path)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

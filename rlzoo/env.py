@@ -1,0 +1,371 @@
+"""Environments behind one functional, vectorised API: gymnax, brax and rlzoo's own.
+
+`make(id)` returns an `Env`: many copies of one environment stepped together, with the true successor
+observation, termination and truncation apart, and an auto-reset that draws from a pool of start states
+instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
+
+Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring` (backend after the
+colon), rlzoo's own. Options follow a question mark, separated by `&`: fields of the environment's parameters
+(`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`, `limit`, `clip`
+and `stack` (`Breakout-MinAtar?sticky=0.25`).
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rlzoo import wrappers
+from rlzoo.algorithm import Refused
+
+POOL_ROWS = 16
+"""Start states kept for each environment."""
+POOL_STEPS = 128
+"""The pool is drawn anew once in about this many steps of an environment."""
+
+
+class Transition(NamedTuple):
+    """Leading axes are those of the call: [num_envs, ...] for a step, [length, num_envs, ...] for a rollout."""
+
+    obs: Any
+    action: Any
+    reward: Any
+    """float32"""
+    terminated: Any
+    """bool: the task ended. Bootstrapping is masked with this alone."""
+    truncated: Any
+    """bool: a time limit cut the episode (never together with `terminated`)."""
+    next_obs: Any
+    """The true successor of `obs`, also where the episode ended."""
+
+
+def done(transition: Transition) -> jax.Array:
+    """True where the episode ended: returns and traces are cut here."""
+    return transition.terminated | transition.truncated
+
+
+@struct.dataclass
+class EnvState:
+    """The state of `num_envs` environments; `obs` [num_envs, ...] is what to act on next."""
+
+    obs: Any
+    inner: Any
+    episode_return: jax.Array
+    episode_length: jax.Array
+    pool: Any
+    """(obs, inner) start states [POOL_ROWS, num_envs, ...]"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Env:
+    """`num_envs` copies of one environment, stepped together. Build it with `rlzoo.make`.
+
+    Discrete actions are int32 in [0, num_actions). Continuous actions are float32 in [-1, 1]: the stepper clips
+    them and maps them to the environment's own bounds, so that every algorithm works in one range.
+    """
+
+    id: str
+    inner: Any
+    """a gymnax Environment"""
+    params: Any
+    """its parameters; a leaf with one more leading axis than the default holds a value for each environment"""
+    param_axes: Any = None
+
+    # ---- facts --------------------------------------------------------------------------------------------
+
+    @property
+    def max_steps(self) -> int:
+        """The time limit, in steps."""
+        limit = wrappers.time_limit(self.inner, self.params)
+        return int(np.max(limit))
+
+    @functools.cached_property
+    def action_space(self) -> Any:
+        return self.inner.action_space(self._one_params())
+
+    @property
+    def discrete(self) -> bool:
+        return hasattr(self.action_space, "n")
+
+    @property
+    def num_actions(self) -> int:
+        """Number of discrete actions. Raises `Refused` where actions are continuous."""
+        if not self.discrete:
+            raise Refused(f"{self.id} has continuous actions (shape {self.action_space.shape}); this algorithm "
+                            "needs discrete ones, for example CartPole-v1")
+        return int(self.action_space.n)
+
+    @property
+    def action_dim(self) -> int:
+        """Size of a continuous action. Raises `Refused` where actions are discrete."""
+        if self.discrete:
+            raise Refused(f"{self.id} has {self.action_space.n} discrete actions; this algorithm needs "
+                            "continuous ones, for example Pendulum-v1")
+        return int(np.prod(self.action_space.shape))
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        return self._spec[0].shape
+
+    @property
+    def obs_dtype(self) -> Any:
+        return self._spec[0].dtype
+
+    def example(self) -> Transition:
+        """One transition as shapes and dtypes, for building a replay buffer."""
+        obs = self._spec[0]
+        action = jax.ShapeDtypeStruct((), jnp.int32) if self.discrete else jax.ShapeDtypeStruct(
+            self.action_space.shape, jnp.float32)
+        reward, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+        return Transition(obs, action, reward, flag, flag, obs)
+
+    def replace(self, **fields: Any) -> "Env":
+        """A copy with other parameters. A value with one more axis than the default varies over environments.
+
+        Raises `Refused` for a field that the environment's parameters do not have.
+        """
+        _check_names(self.id, fields, [f.name for f in dataclasses.fields(self.params)])
+        defaults = self.inner.default_params
+        params = self.params.replace(**fields)
+        axes = jax.tree.map(lambda p, d: 0 if jnp.ndim(p) > jnp.ndim(d) else None, params, defaults)
+        batched = any(axis == 0 for axis in jax.tree.leaves(axes))
+        return dataclasses.replace(self, params=params, param_axes=axes if batched else None)
+
+    # ---- stepping -----------------------------------------------------------------------------------------
+
+    def reset(self, key: jax.Array, num_envs: int) -> EnvState:
+        """Start `num_envs` episodes."""
+        pool = self._pool(key, POOL_ROWS + 1, num_envs)
+        obs, inner = jax.tree.map(lambda x: x[0], pool)
+        return EnvState(obs, inner, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32),
+                        jax.tree.map(lambda x: x[1:], pool))
+
+    def rollout(self, state: EnvState, act: Callable, xs: Any, key: jax.Array, length: int, t: jax.Array,
+                unroll: int = 1) -> tuple[EnvState, Transition, Any, dict]:
+        """Take `length` steps in every environment.
+
+        Args:
+          act: `act(obs [num_envs, ...], x) -> (action [num_envs, ...], extra)`, `x` being one slice of `xs`.
+          xs: pytree with leading axis `length`: keys, or noise drawn beforehand in one go, which is faster.
+          t: the index of this call, counted from 0 and not batched under `vmap`; every call has the same `length`.
+
+        Returns:
+          state, transitions [length, num_envs, ...], extras [length, ...], and metrics: `train/return` and
+          `train/length` of the episodes that ended, as (sum, count).
+        """
+        num_envs = state.episode_return.shape[0]
+        pool_key, key = jax.random.split(key)
+        pool = state.pool
+        fresh = lambda: self._pool(pool_key, POOL_ROWS, num_envs)
+        every = max(1, POOL_STEPS // length)
+        pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: pool)
+        keys = jax.random.split(key, (length, num_envs))
+
+        def body(carry: tuple, x: tuple) -> tuple:
+            obs, inner, ret, steps = carry
+            x, keys, i = x
+            action, extra = act(obs, x)
+            next_obs, next_inner, reward, score, terminated, truncated = self._step(keys, inner, action)
+            ended = terminated | truncated
+            ret, steps = ret + score, steps + 1
+            start = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, i % POOL_ROWS, keepdims=False), pool)
+            obs_inner = jax.tree.map(lambda a, b: _where(ended, a, b), start, (next_obs, next_inner))
+            carry = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps))
+            out = Transition(obs, action, reward, terminated, truncated, next_obs)
+            return carry, (out, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
+
+        carry = (state.obs, state.inner, state.episode_return, state.episode_length)
+        clock = t * length + jnp.arange(length)
+        carry, (transitions, extras, returns, lengths) = jax.lax.scan(body, carry, (xs, keys, clock), unroll=unroll)
+        count = done(transitions).sum()
+        metrics = {"train/return": (returns.sum(), count), "train/length": (lengths.sum(), count)}
+        return EnvState(*carry, pool), transitions, extras, metrics
+
+    def step(self, state: EnvState, action: Any, key: jax.Array, t: jax.Array) -> tuple[EnvState, Transition, dict]:
+        """Take one step in every environment: a `rollout` of length 1 without its leading axis."""
+        state, transition, _, metrics = self.rollout(state, lambda obs, x: (action, None), None, key, 1, t)
+        return state, jax.tree.map(lambda x: x[0], transition), metrics
+
+    # ---- inside -------------------------------------------------------------------------------------------
+
+    def _step(self, keys: jax.Array, inner: Any, action: jax.Array) -> tuple:
+        def one(key: jax.Array, inner: Any, action: jax.Array, params: Any) -> tuple:
+            obs, inner, reward, terminated, info = self.inner.step_env(key, inner, self._native(action), params)
+            truncated = jnp.asarray(self.inner.is_truncated(inner, params), bool)
+            terminated = jnp.asarray(terminated, bool)
+            reward = jnp.asarray(reward, jnp.float32)
+            score = jnp.asarray(info.get("score", reward), jnp.float32)
+            return obs, inner, reward, score, terminated, truncated & ~terminated
+
+        return self._over_envs(one)(keys, inner, action)
+
+    def _starts(self, keys: jax.Array) -> tuple:
+        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
+        starts = self._over_envs(self.inner.reset_env)(keys)
+        return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
+
+    def _pool(self, key: jax.Array, rows: int, num_envs: int) -> tuple:
+        return jax.vmap(self._starts)(jax.random.split(key, (rows, num_envs)))
+
+    def _over_envs(self, one: Callable) -> Callable:
+        """Map over environments all arguments but the last, `params`, which is mapped where it varies."""
+        if self.param_axes is None:
+            return jax.vmap(lambda *args: one(*args, self.params))
+        return lambda *args: jax.vmap(one, in_axes=(*[0] * len(args), self.param_axes))(*args, self.params)
+
+    def _one_params(self) -> Any:
+        """The parameters of one environment (the first, where they vary)."""
+        if self.param_axes is None:
+            return self.params
+        return jax.tree.map(lambda p, axis: p if axis is None else p[0], self.params, self.param_axes,
+                            is_leaf=lambda x: x is None)
+
+    def _native(self, action: jax.Array) -> jax.Array:
+        space = self.action_space
+        if hasattr(space, "n"):
+            return action
+        low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
+        return low + (jnp.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+
+    @functools.cached_property
+    def _spec(self) -> tuple:
+        """(obs, inner) of one environment after a step, as shapes and dtypes."""
+        def one(key: jax.Array) -> tuple:
+            params = self._one_params()
+            _, inner = self.inner.reset_env(key, params)
+            return self.inner.step_env(key, inner, self.action_space.sample(key), params)[:2]
+
+        return jax.eval_shape(one, jax.random.key(0))
+
+
+def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Roll one whole episode for each of `keys` [count], and nothing more.
+
+    Args:
+      act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...], memory)`.
+      memory: the policy's memory at the start; any pytree, None for policies without one.
+
+    Returns: undiscounted return [count] and length [count].
+    """
+    zero = jnp.zeros(len(keys))
+
+    def body(carry: tuple) -> tuple:
+        i, obs, inner, memory, reward, over, ret, length = carry
+        act_keys, step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, i)), out_axes=1)(keys)
+        action, memory = act(memory, obs, reward, act_keys)
+        obs, inner, reward, score, terminated, truncated = env._step(step_keys, inner, action)
+        ret = ret + jnp.where(over, 0.0, score)
+        length = length + ~over
+        return i + 1, obs, inner, memory, reward, over | terminated | truncated, ret, length
+
+    carry = (1, *env._starts(keys), memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
+    carry = jax.lax.while_loop(lambda c: (c[0] <= env.max_steps) & ~c[5].all(), body, carry)
+    return carry[6], carry[7]
+
+
+# ---- making ---------------------------------------------------------------------------------------------------
+
+
+def make(id: str, **options: Any) -> Env:
+    """Make the environment named `id` (see the module's docstring for ids and their options).
+
+    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown id, backend
+    or option, naming the nearest ones.
+    """
+    import gymnax
+
+    import rlzoo.envs  # noqa: F401  (registers rlzoo's own environments with gymnax)
+
+    name, _, query = id.partition("?")
+    options = _parse(id, query) | options
+    if name.startswith("brax/"):
+        inner = _make_brax(name, options)
+    elif name in gymnax.registered_envs:
+        inner = _construct(id, gymnax.registration._registry[name], options)
+    else:
+        nearest = difflib.get_close_matches(name, ids(), 3, 0.4)
+        raise Refused(f"unknown environment {name!r}; nearest: {', '.join(nearest) or 'none'} "
+                         "(`rlzoo list --envs` prints all)")
+    wrapping = {key: options.pop(key) for key in wrappers.BY_OPTION if key in options}
+    if not hasattr(inner.action_space(inner.default_params), "n"):
+        space = inner.action_space(inner.default_params)
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise Refused(f"{id}: actions have no finite bounds, so they cannot be mapped from [-1, 1]")
+    if hasattr(inner.observation_space(inner.default_params), "n"):
+        inner = wrappers.OneHot(inner)
+    for key, value in wrapping.items():
+        inner = wrappers.BY_OPTION[key](inner, value)
+    env = Env(id, inner, inner.default_params)
+    return env.replace(**options) if options else env
+
+
+def ids() -> list[str]:
+    """Every environment id: gymnax's, rlzoo's own, brax's."""
+    import gymnax
+
+    import rlzoo.envs  # noqa: F401
+
+    return [*gymnax.registered_envs, *(f"brax/{name}" for name in BRAX)]
+
+
+BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_double_pendulum",
+        "inverted_pendulum", "pusher", "reacher", "swimmer", "walker2d")
+BACKENDS = ("generalized", "positional", "spring", "mjx")
+
+
+def _make_brax(name: str, options: dict) -> Any:
+    name, _, backend = name.removeprefix("brax/").partition(":")
+    if name not in BRAX:
+        nearest = difflib.get_close_matches(name, BRAX, 3, 0.4) or BRAX
+        raise Refused(f"unknown brax environment {name!r}; nearest: {', '.join(nearest)}")
+    if backend and backend not in BACKENDS:
+        raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has {', '.join(BACKENDS)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # brax says at every construction that its environments are frozen
+        from brax.envs import get_environment
+
+        return wrappers.Brax(get_environment(name, **({"backend": backend} if backend else {})), f"brax/{name}")
+
+
+def _construct(id: str, factory: Callable, options: dict) -> Any:
+    """Call the factory with those options that are its arguments, and take them out of `options`."""
+    known = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    kwargs = {key: options.pop(key) for key in list(options) if key in known}
+    try:
+        return factory(**kwargs)
+    except OSError as error:
+        raise Refused(f"{id} could not fetch the data it needs from the network: {error}") from error
+
+
+def _parse(id: str, query: str) -> dict:
+    options = {}
+    for part in filter(None, query.split("&")):
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise Refused(f"{id!r}: {part!r} should read option=value")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+    return options
+
+
+def _check_names(id: str, given: dict, known: list[str]) -> None:
+    known = [*known, *wrappers.BY_OPTION]
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 3, 0.4) or sorted(known)
+            raise Refused(f"{id!r} has no option {name!r}; nearest: {', '.join(nearest)}")
+
+
+def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)

@@ -1,0 +1,94 @@
+"""What this machine is and how much it holds."""
+
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_dir() -> Path:
+    """Where compiled programs are kept: $RLZOO_CACHE, or rlzoo/ in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RLZOO_CACHE") or Path(base) / "rlzoo")
+
+
+def describe() -> dict[str, Any]:
+    """Hardware for the record: platform, devices, cores, memory in bytes."""
+    import jax
+
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "platform": platform.platform(),
+        "cpu": names[0] if names else platform.processor(),
+        "cores": cores(),
+        "memory_bytes": _meminfo("MemTotal"),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def available_bytes(device: Any) -> int | None:
+    """Free memory that `device` can still give out; None where it cannot be told."""
+    if device.platform == "cpu":
+        free = _meminfo("MemAvailable")
+        for name, used in (("memory.max", "memory.current"),):
+            limit, now = ("".join(_lines(f"/sys/fs/cgroup/{file}")).strip() for file in (name, used))
+            if limit.isdigit() and now.isdigit():
+                free = min(free or int(limit), int(limit) - int(now))
+        return free
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def peak_bytes(device: Any) -> int:
+    """The most memory used so far: of the device, or of this process on a CPU."""
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+def check_fits(needed: int, device: Any, what: str) -> None:
+    """Raise MemoryError with advice where `what` needs more than `device` has left."""
+    free = available_bytes(device)
+    if free is not None and needed > free:
+        raise MemoryError(f"{what} need{'' if what.startswith('the training') else 's'} {gigabytes(needed)}, but "
+                          f"{gigabytes(free)} is free on {device.device_kind}. Fewer --seeds or swept values, a "
+                          "smaller replay or fewer environments would fit; or split the seeds over several runs.")
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is checked out at, with `+changes` where it is modified; None outside git."""
+    run = lambda *args: subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
+    try:
+        commit = run("rev-parse", "HEAD")
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if run("status", "--porcelain", "-uno").stdout.strip() else "")
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _meminfo(field: str) -> int | None:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return None

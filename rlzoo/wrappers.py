@@ -1,0 +1,328 @@
+"""Wrappers around one gymnax environment, brax behind the same interface, and running normalisation.
+
+A wrapper is itself a gymnax `Environment`: what it remembers lives in its state, so it maps over environments
+and members like any other. Normalisation statistics belong to the whole batch of environments, so they are plain
+pytrees that the algorithm keeps in its training state: `RunningStats` and `RewardScale`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from rlzoo.algorithm import Refused
+
+
+@struct.dataclass
+class State:
+    """The state of the wrapped environment, and what the wrapper remembers."""
+
+    inner: Any
+    extra: Any
+
+
+class Wrapper(environment.Environment):
+    """Hands everything on; subclasses change one thing."""
+
+    def __init__(self, env: Any):
+        self.env = env
+
+    @property
+    def default_params(self) -> Any:
+        return self.env.default_params
+
+    @property
+    def name(self) -> str:
+        return self.env.name
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        return self.env.reset_env(key, params)
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        return self.env.step_env(key, state, action, params)
+
+    def is_truncated(self, state: Any, params: Any) -> jax.Array:
+        return self.env.is_truncated(state, params)
+
+    def action_space(self, params: Any = None) -> Any:
+        return self.env.action_space(params)
+
+    def observation_space(self, params: Any) -> Any:
+        return self.env.observation_space(params)
+
+    def max_steps(self, params: Any) -> Any:
+        return time_limit(self.env, params)
+
+
+class Remembering(Wrapper):
+    """A wrapper whose state is a `State`."""
+
+    def is_truncated(self, state: State, params: Any) -> jax.Array:
+        return self.env.is_truncated(state.inner, params)
+
+
+def time_limit(env: Any, params: Any) -> Any:
+    """The number of steps after which `env` truncates an episode."""
+    return env.max_steps(params) if isinstance(env, Wrapper) else params.max_steps_in_episode
+
+
+class Sticky(Remembering):
+    """With probability `probability` the previous action is repeated (Machado et al. 2018)."""
+
+    def __init__(self, env: Any, probability: float):
+        super().__init__(env)
+        if not 0 <= probability < 1:
+            raise Refused(f"sticky={probability!r} must be a probability in [0, 1)")
+        self.probability = probability
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        obs, inner = self.env.reset_env(key, params)
+        space = self.env.action_space(params)
+        return obs, State(inner, (jnp.zeros(space.shape, space.dtype), jnp.bool_(False)))
+
+    def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> tuple:
+        draw, key = jax.random.split(key)
+        previous, started = state.extra
+        repeat = started & jax.random.bernoulli(draw, self.probability)
+        action = jnp.where(repeat, previous, jnp.asarray(action, previous.dtype))
+        obs, inner, reward, terminated, info = self.env.step_env(key, state.inner, action, params)
+        return obs, State(inner, (action, jnp.bool_(True))), reward, terminated, info
+
+
+class ActionRepeat(Wrapper):
+    """Every action acts `times` times; rewards add up and stop with the episode."""
+
+    def __init__(self, env: Any, times: int):
+        super().__init__(env)
+        self.times = _positive_int("repeat", times)
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        first = self.env.step_env(key, state, action, params)
+
+        def again(carry: tuple, key: jax.Array) -> tuple:
+            obs, state, reward, terminated, info = carry
+            over = terminated | self.env.is_truncated(state, params)
+            obs2, state2, reward2, terminated2, info2 = self.env.step_env(key, state, action, params)
+            kept = jax.tree.map(lambda a, b: jnp.where(over, a, b), (obs, state, terminated, info),
+                                (obs2, state2, terminated2, info2))
+            return (*kept[:2], reward + jnp.where(over, 0, reward2), *kept[2:]), None
+
+        keys = jax.random.split(jax.random.fold_in(key, 1), self.times - 1)
+        return jax.lax.scan(again, jax.tree.map(jnp.asarray, first), keys)[0]
+
+    def max_steps(self, params: Any) -> Any:
+        return -(-time_limit(self.env, params) // self.times)
+
+
+class TimeLimit(Remembering):
+    """Truncates after `steps` steps, or at the environment's own limit if that comes first."""
+
+    def __init__(self, env: Any, steps: int):
+        super().__init__(env)
+        self.steps = _positive_int("limit", steps)
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        obs, inner = self.env.reset_env(key, params)
+        return obs, State(inner, jnp.int32(0))
+
+    def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> tuple:
+        obs, inner, reward, terminated, info = self.env.step_env(key, state.inner, action, params)
+        return obs, State(inner, state.extra + 1), reward, terminated, info
+
+    def is_truncated(self, state: State, params: Any) -> jax.Array:
+        return (state.extra >= self.steps) | super().is_truncated(state, params)
+
+    def max_steps(self, params: Any) -> Any:
+        return jnp.minimum(self.steps, time_limit(self.env, params))
+
+
+class ClipReward(Wrapper):
+    """Rewards clipped to [-bound, bound] for training; episode returns are still reported unclipped."""
+
+    def __init__(self, env: Any, bound: float):
+        super().__init__(env)
+        if not bound > 0:
+            raise Refused(f"clip={bound!r} must be a positive number")
+        self.bound = bound
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        obs, state, reward, terminated, info = self.env.step_env(key, state, action, params)
+        info = {"score": jnp.asarray(reward, jnp.float32)} | info
+        return obs, state, jnp.clip(reward, -self.bound, self.bound), terminated, info
+
+
+class FrameStack(Remembering):
+    """The last `frames` observations, concatenated along the last axis (channels), oldest first."""
+
+    def __init__(self, env: Any, frames: int):
+        super().__init__(env)
+        self.frames = _positive_int("stack", frames)
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        obs, inner = self.env.reset_env(key, params)
+        frames = jnp.stack([obs] * self.frames)
+        return self._join(frames), State(inner, frames)
+
+    def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> tuple:
+        obs, inner, reward, terminated, info = self.env.step_env(key, state.inner, action, params)
+        frames = jnp.concatenate([state.extra[1:], obs[None].astype(state.extra.dtype)])
+        return self._join(frames), State(inner, frames), reward, terminated, info
+
+    def _join(self, frames: jax.Array) -> jax.Array:
+        return jnp.concatenate(list(frames), axis=-1)
+
+    def observation_space(self, params: Any) -> Any:
+        space = self.env.observation_space(params)
+        low, high = (jnp.broadcast_to(jnp.asarray(x), space.shape) for x in (space.low, space.high))
+        stacked = (*space.shape[:-1], space.shape[-1] * self.frames)
+        return spaces.Box(jnp.concatenate([low] * self.frames, -1), jnp.concatenate([high] * self.frames, -1),
+                          stacked, space.dtype)
+
+
+class OneHot(Wrapper):
+    """A whole-number observation as a float32 one-hot vector. `make` applies it where the space is discrete."""
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        obs, state = self.env.reset_env(key, params)
+        return self._encode(obs, params), state
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        obs, *rest = self.env.step_env(key, state, action, params)
+        return self._encode(obs, params), *rest
+
+    def _encode(self, obs: jax.Array, params: Any) -> jax.Array:
+        return jax.nn.one_hot(obs, self.env.observation_space(params).n)
+
+    def observation_space(self, params: Any) -> Any:
+        return spaces.Box(0.0, 1.0, (self.env.observation_space(params).n,))
+
+
+class ResetTo(Wrapper):
+    """Every episode starts in a state drawn from `states`, a stack of this environment's states, whose
+    observations are `obs` (leading axis: how many)."""
+
+    def __init__(self, env: Any, obs: Any, states: Any):
+        super().__init__(env)
+        self.stored = (obs, states)
+        self.count = jax.tree.leaves(states)[0].shape[0]
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        index = jax.random.randint(key, (), 0, self.count)
+        return jax.tree.map(lambda x: x[index], self.stored)
+
+
+@struct.dataclass
+class BraxState:
+    physics: Any
+    time: jax.Array
+
+
+class Brax(environment.Environment):
+    """A brax environment behind gymnax's interface, with its usual limit of 1000 steps as truncation."""
+
+    def __init__(self, env: Any, name: str):
+        self.env = env
+        self._name = name
+        self.sizes = env.observation_size, env.action_size
+
+    @property
+    def default_params(self) -> Any:
+        return environment.EnvParams(max_steps_in_episode=1000)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+        state = self.env.reset(key)
+        return state.obs, BraxState(state, jnp.int32(0))
+
+    def step_env(self, key: jax.Array, state: BraxState, action: Any, params: Any) -> tuple:
+        physics = self.env.step(state.physics, action)
+        return physics.obs, BraxState(physics, state.time + 1), physics.reward, physics.done > 0, {}
+
+    def action_space(self, params: Any = None) -> Any:
+        return spaces.Box(-1.0, 1.0, (self.sizes[1],))
+
+    def observation_space(self, params: Any) -> Any:
+        return spaces.Box(-jnp.inf, jnp.inf, (self.sizes[0],))
+
+
+BY_OPTION = {"repeat": ActionRepeat, "sticky": Sticky, "limit": TimeLimit, "stack": FrameStack, "clip": ClipReward}
+"""Wrappers that an environment id can ask for, in the order in which they are put on, innermost first. `clip` comes
+last: only the outermost wrapper's `score`, the unclipped reward, reaches the stepper."""
+
+
+def _positive_int(option: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise Refused(f"{option}={value!r} must be a whole number of at least 1")
+    return value
+
+
+# ---- running normalisation ------------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class RunningStats:
+    """Mean and variance of everything seen so far (Chan et al.'s parallel update), leaf by leaf.
+
+    `mean` and `var` have the shape of one example, `count` is a float32 scalar. With nothing seen, `normalize`
+    is the identity.
+    """
+
+    mean: Any
+    var: Any
+    count: jax.Array
+
+    @classmethod
+    def init(cls, example: Any) -> "RunningStats":
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), example)
+        return cls(zeros, jax.tree.map(jnp.ones_like, zeros), jnp.float32(0))
+
+    def update(self, batch: Any) -> "RunningStats":
+        """Take in `batch`, whose leaves have any number of leading axes before the example's."""
+        leaf, example = jax.tree.leaves(batch)[0], jax.tree.leaves(self.mean)[0]
+        axes = tuple(range(leaf.ndim - example.ndim))
+        n = float(leaf.size // max(example.size, 1))
+        total = self.count + n
+
+        def merge(mean: jax.Array, var: jax.Array, x: jax.Array) -> tuple:
+            x = x.astype(jnp.float32)
+            batch_mean = x.mean(axes)
+            delta = batch_mean - mean
+            m2 = var * self.count + x.var(axes) * n + delta**2 * self.count * n / total
+            return mean + delta * n / total, m2 / total
+
+        merged = jax.tree.map(merge, self.mean, self.var, batch)
+        pick = lambda i: jax.tree.map(lambda _, pair: pair[i], self.mean, merged)
+        return RunningStats(pick(0), pick(1), total)
+
+    def normalize(self, x: Any, clip: float = 10.0) -> Any:
+        """Centre and scale `x` (any leading axes), clipped to [-clip, clip]."""
+        one = lambda mean, var, x: jnp.clip((x - mean) / jnp.sqrt(var + 1e-8), -clip, clip)
+        return jax.tree.map(one, self.mean, self.var, x)
+
+
+@struct.dataclass
+class RewardScale:
+    """Divides rewards by the running standard deviation of the discounted return; does not centre them."""
+
+    stats: RunningStats
+    returns: jax.Array
+    """discounted return so far of each environment [num_envs]"""
+
+    @classmethod
+    def init(cls, num_envs: int) -> "RewardScale":
+        return cls(RunningStats.init(jnp.zeros(())), jnp.zeros(num_envs))
+
+    def update(self, reward: jax.Array, done: jax.Array, discount: Any) -> tuple["RewardScale", jax.Array]:
+        """Take in a rollout's `reward` and `done` [length, num_envs]; returns the scaled rewards too."""
+        def body(ret: jax.Array, x: tuple) -> tuple:
+            ret = x[0] + discount * ret
+            return jnp.where(x[1], 0.0, ret), ret
+
+        last, returns = jax.lax.scan(body, self.returns, (reward, done))
+        stats = self.stats.update(returns)
+        return RewardScale(stats, last), jnp.clip(reward / jnp.sqrt(stats.var + 1e-8), -10.0, 10.0)
