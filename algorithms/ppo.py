@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 import rlzoo
 from rlzoo.env import EnvState, done
@@ -188,7 +189,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         params = Params(actor_net.init(actor_key, obs), critic_net.init(critic_key, obs), log_std)
         return State(
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=optimizer.init(ravel_pytree(params)[0]),
             env=env.reset(env_key, config.num_envs),
             stats=RunningStats.init(jnp.zeros(env.obs_shape)) if config.normalize_obs else None,
             reward_scale=RewardScale.init(config.num_envs) if config.normalize_reward else None,
@@ -226,25 +227,25 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
                              Batch(obs, steps.action, log_prob, advantage, target))
         return state.replace(env=env_state, stats=stats, reward_scale=reward_scale), batch, metrics
 
-    def update(carry, minibatch):
-        params, opt_state, count = carry
-        grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, actor, critic, config)
-        direction, opt_state = optimizer.update(grads, opt_state, params)
-        rate = config.learning_rate * (1.0 - count / updates if config.anneal else 1.0)
-        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
-        return (params, opt_state, count + 1), metrics
-
     def step(state, t):
         collect_key, shuffle_key, key = jax.random.split(state.key, 3)
         state, batch, metrics = collect(state, collect_key, t)
+        params, unravel = ravel_pytree(state.params)  # one vector: an optimiser step is then a few fused loops
+
+        def update(carry, rows):
+            params, opt_state, count = carry
+            minibatch = jax.tree.map(lambda x: x[rows], batch)
+            grads, metrics = jax.grad(lambda p: loss(unravel(p), minibatch, actor, critic, config), has_aux=True)(params)
+            direction, opt_state = optimizer.update(grads, opt_state)
+            rate = config.learning_rate * (1.0 - count / updates if config.anneal else 1.0)
+            return (params - rate * direction, opt_state, count + 1), metrics
+
         rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(shuffle_key, config.epochs))
         rows = rows.reshape(config.epochs * config.minibatches, -1)
-        count = t * config.epochs * config.minibatches
-        (params, opt_state, _), losses = jax.lax.scan(
-            lambda carry, index: update(carry, jax.tree.map(lambda x: x[index], batch)),
-            (state.params, state.opt_state, count), rows)
+        carry = (params, state.opt_state, t * config.epochs * config.minibatches)
+        (params, opt_state, _), losses = jax.lax.scan(update, carry, rows)
         metrics |= jax.tree.map(jnp.mean, losses)
-        return state.replace(params=params, opt_state=opt_state, key=key), metrics
+        return state.replace(params=unravel(params), opt_state=opt_state, key=key), metrics
 
     def act(policy, obs, key):
         head = actor(policy.params.actor, see(policy.stats, obs))

@@ -376,7 +376,7 @@ class Record:
             "algorithm": self.description["algorithm"],
             "env": self.description["env"],
             "members": members,
-            "eval/return": report.summarise(members),
+            "eval/return": report.summarise([{k: v for k, v in m.items() if k != "steps_to_threshold"} for m in members]),
             "steps": max(int(row.get("step") or 0) for row in last.values()) if last else 0,
             "steps_per_second": rate,
             "updates_per_second": rate and rate * per_call.updates_per_call / per_call.steps_per_call,

@@ -9,17 +9,18 @@ take and return, so that all of it works under `jit`, `scan` and `vmap`, with th
     sample = buffer.sample(state, key, 128, discount)      # Sample(batch, discount, index, weight)
     target = sample.batch.reward + sample.discount * (1 - sample.batch.terminated) * next_value
 
-That target is right for every buffer and every `n_step`. Rows are kept in a ring: the call `add(..., t)` writes
-the *block* of `num_envs` rows at `t % (capacity // num_envs) * num_envs`, so environment e owns the rows e,
-e + num_envs, ... in the order of time, and n-step returns and windows are read from single rows, stored once.
+That target is right for every buffer and every `n_step`. Rows are kept in a ring: the call `add(..., t)`
+writes the *block* of `num_envs` rows from `t % (capacity // num_envs) * num_envs` on, so environment e owns
+rows e, e + num_envs, ... in the order of time; n-step returns and windows are read from rows stored once.
 The position comes from `t`, which all members share (`in_axes=None`), and not from the state: under vmap the
 write still compiles to one dynamic-update-slice per leaf, where a position per member becomes a scatter.
 
 `Prioritised` and `Trajectory` draw from a tree of sums (see `_find`): a draw reads O(log capacity) nodes, and
 a parent is always the fresh sum of its children, so errors do not accumulate. Microseconds inside a compiled
-scan on 2 CPU cores, batch 128, capacity 10,000 (in brackets 1,000,000): uniform 6 (20); 3-step 10 (21);
-prioritised 10 (31), its update 4 (6); windows of 16 steps 36 (130); any add 1-3 (1-3). For 8 members at once,
-in all: uniform 45, 3-step 65, prioritised 160, its update 50, windows 160, add 1-4.
+scan on 2 CPU cores, batch 128, capacity 10,000 (in brackets 1,000,000): uniform 6 (20); 3-step 10 (30);
+prioritised 10 (30-60), its update 4 (6); windows of 16 steps 30 (150); any add 1-3 (1-3). For 8 members, all
+together, capacity 10,000: uniform 50, 3-step 70, prioritised 150, its update 40, windows 160-260, add 1-4.
+Beware bfloat16 leaves on CPU, where XLA converts the whole array at every write (100-200 at a million rows).
 
 A draw from a buffer in which nothing can be drawn is not an error (sizes are not known inside a compiled
 program): it returns row 0, all zeros. Guard it with `t`: after the call of `add` with index t there are
@@ -34,6 +35,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+
+from rlzoo.algorithm import Refused
 
 Array = jax.Array
 Levels = tuple[Array, ...]  # a tree of sums: leaves first, at most FANOUT nodes last
@@ -76,26 +79,26 @@ State = TypeVar("State", bound=ReplayState)
 
 
 class _Ring:
-    """What the buffers share: the ring of blocks and its checks. `span`: rows in a row that one draw reads."""
+    """What the buffers share: the ring of blocks and its checks. `span`: steps that one draw reads."""
 
     def __init__(self, capacity: int, example: Any, num_envs: int, span: int, span_name: str):
         for name, value in (("capacity", capacity), ("num_envs", num_envs), (span_name, span)):
             if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+                raise Refused(f"{name}={value}: must be at least 1")
         if capacity >= 2**30:
-            raise ValueError(f"capacity={capacity}: must be below 2**30, rows are counted in int32")
+            raise Refused(f"capacity={capacity}: must be below 2**30, rows are counted in int32")
         if capacity < num_envs:
-            raise ValueError(f"capacity={capacity} is less than num_envs={num_envs}: one add would not fit; "
+            raise Refused(f"capacity={capacity} is less than num_envs={num_envs}: one add would not fit; "
                              f"capacity must be a multiple of num_envs")
         if capacity % num_envs:
             below = capacity // num_envs * num_envs
-            raise ValueError(f"capacity={capacity} is not a multiple of num_envs={num_envs}: "
+            raise Refused(f"capacity={capacity} is not a multiple of num_envs={num_envs}: "
                              f"the nearest are {below} and {below + num_envs}")
         if span * num_envs > capacity:
-            raise ValueError(f"{span_name}={span} with num_envs={num_envs} needs {span * num_envs} rows, "
+            raise Refused(f"{span_name}={span} with num_envs={num_envs} needs {span * num_envs} rows, "
                              f"but capacity={capacity}: at most {span_name}={capacity // num_envs}")
         if not jax.tree.leaves(example):
-            raise ValueError(f"example={example!r} has no leaves: give one row, a pytree of arrays")
+            raise Refused(f"example={example!r} has no leaves: give one row, a pytree of arrays")
         self.capacity, self.num_envs, self.span = capacity, num_envs, span
         self.row = jax.eval_shape(lambda row: jax.tree.map(jnp.asarray, row), example)
 
@@ -112,7 +115,7 @@ class _Ring:
         return {"data": data, "size": jnp.int32(0), "pos": jnp.int32(0)}
 
     def _start(self, t: Array | int) -> Array:
-        """First row of the block that call t writes: the product comes after the remainder, so no overflow."""
+        """First row of the block that call t writes; remainder first, so that nothing overflows."""
         blocks = self.capacity // self.num_envs
         return jnp.asarray(t, jnp.int32) % blocks * self.num_envs
 
@@ -120,11 +123,11 @@ class _Ring:
         batch = jax.tree.map(jnp.asarray, batch)
         have, want = str(jax.tree.structure(batch)), str(jax.tree.structure(self.row))
         if have != want:
-            raise ValueError(f"add: batch is a {have}, the example was a {want}")
+            raise Refused(f"add: batch is a {have}, the example was a {want}")
         leaves = jax.tree_util.tree_leaves_with_path(batch)
         for (path, leaf), row in zip(leaves, jax.tree.leaves(self.row), strict=True):
             if leaf.shape != (self.num_envs, *row.shape) or leaf.dtype != row.dtype:
-                raise ValueError(f"add: batch{jax.tree_util.keystr(path)} is {leaf.dtype}{list(leaf.shape)}, "
+                raise Refused(f"add: batch{jax.tree_util.keystr(path)} is {leaf.dtype}{list(leaf.shape)}, "
                                  f"must be {row.dtype}{[self.num_envs, *row.shape]} ([num_envs, *example])")
         start, last = self._start(t), self.capacity // self.num_envs - 1
         write = lambda stored, new: lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
@@ -149,7 +152,7 @@ class _Ring:
 
     def _check(self, n: int) -> None:
         if not 1 <= n <= self.capacity:
-            raise ValueError(f"sample: batch n={n} with capacity={self.capacity}: must be from 1 to capacity "
+            raise Refused(f"sample: batch n={n} with capacity={self.capacity}: must be from 1 to capacity "
                              f"(a replay smaller than its batch repeats rows in every batch)")
 
 
@@ -161,7 +164,7 @@ class _Transitions(_Ring):
         if n_step > 1:
             _require(self.row, ("reward", "next_obs", "terminated", "truncated"), f"n_step={n_step}")
             if not jnp.issubdtype(self.row.reward.dtype, jnp.floating):
-                raise ValueError(f"n_step={n_step}: reward is {self.row.reward.dtype}, must be a float type")
+                raise Refused(f"n_step={n_step}: reward is {self.row.reward.dtype}, must be a float type")
 
     def _read(self, state: ReplayState, index: Array, discount: Array | float, weight: Array) -> Sample:
         batch = _take(state.data, index)
@@ -190,11 +193,11 @@ class Uniform(_Transitions):
       capacity: rows (transitions) kept; a multiple of `num_envs`.
       example: one row: a pytree of arrays, `ShapeDtypeStruct`s or scalars, without a leading axis.
       num_envs: rows that one `add` writes, one per environment, always in the same order.
-      n_step: rewards summed per draw. More than 1 needs a NamedTuple with the fields reward (float), next_obs,
-        terminated and truncated. Only rows with n_step rows stored are starts, so those of the last n_step - 1
-        calls wait (even where an episode has ended), and no return crosses the write head.
+      n_step: rewards summed per draw. More than 1 needs a NamedTuple with the fields reward (float),
+        next_obs, terminated and truncated. Only rows from which n_step rows are stored are starts: those of
+        the last n_step - 1 calls wait, even where an episode has ended, and no return crosses the write head.
 
-    Raises ValueError, here and at trace time, for sizes, shapes and dtypes that do not fit.
+    Raises `Refused` (a ValueError), here and at trace time, for sizes, shapes and dtypes that do not fit.
     """
 
     def __init__(self, capacity: int, example: Any, num_envs: int = 1, n_step: int = 1):
@@ -219,7 +222,7 @@ class Uniform(_Transitions):
 class Prioritised(_Transitions):
     """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, section 3.3).
 
-    Row i is drawn with P(i) = p_i ** alpha / sum_j p_j ** alpha. New rows get the largest priority seen so far.
+    Row i is drawn with P(i) = p_i ** alpha / sum_j p_j ** alpha. New rows get the largest priority so far.
     Arguments as for `Uniform`, and
       alpha: 0 (uniform) to 1 (proportional); may be traced.
     """
@@ -229,7 +232,7 @@ class Prioritised(_Transitions):
     ):
         super().__init__(capacity, example, num_envs, n_step)
         if not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha}: must lie in [0, 1] (0: uniform, 1: proportional)")
+            raise Refused(f"alpha={alpha}: must lie in [0, 1] (0: uniform, 1: proportional)")
         self.alpha = alpha
 
     def init(self) -> PrioritisedState:
@@ -250,7 +253,7 @@ class Prioritised(_Transitions):
     ) -> Sample:
         """Draw n starts, one from each of n equal segments of the summed priorities.
 
-        Weights are (N P(i)) ** -beta over their maximum in the batch; beta goes to 1 in training, may be traced.
+        Weights are (N P(i)) ** -beta over their maximum in the batch; beta (0 to 1) may be traced.
         """
         self._check(n)
         width = state.tree[-1].sum() / n
@@ -267,7 +270,7 @@ class Prioritised(_Transitions):
         """
         if index.shape != priority.shape or index.ndim != 1:
             shapes = f"index has shape {index.shape} and priority {priority.shape}"
-            raise ValueError(f"update: {shapes}: must both be [n]")
+            raise Refused(f"update: {shapes}: must both be [n]")
         priority = priority.astype(jnp.float32)
         priority = jnp.where((priority > 0) & jnp.isfinite(priority), priority**self.alpha, 0)
         oldest, starts = self._starts(state)  # rows written after the draw may not be starts any more
@@ -319,12 +322,12 @@ class Trajectory(_Ring):
 def _require(row: Any, fields: tuple[str, ...], who: str) -> None:
     have = getattr(row, "_fields", ())
     if missing := [field for field in fields if field not in have]:
-        raise ValueError(f"{who} needs a NamedTuple row with the fields {', '.join(fields)}: "
+        raise Refused(f"{who} needs a NamedTuple row with the fields {', '.join(fields)}: "
                          f"the example has no {', '.join(missing)}")
     for field in ("terminated", "truncated"):
         leaf = getattr(row, field)
         if leaf.shape != () or leaf.dtype != bool:
-            raise ValueError(f"{who}: {field} is {leaf.dtype}{list(leaf.shape)} per row, must be one bool")
+            raise Refused(f"{who}: {field} is {leaf.dtype}{list(leaf.shape)} per row, must be one bool")
 
 
 def _take(data: Any, index: Array) -> Any:
@@ -370,8 +373,8 @@ def _find(tree: Levels, base: Array, offset: Array) -> Array:
     """Leaves [n] in whose part of the running sum the points base + offset [n] lie; never one that holds 0.
 
     Descends into the last positive child that begins at or before the point. Rounding can thus move a point
-    to a neighbour but not to an empty child (flashbax#52), and a positive node has a positive child. Splitting
-    the point lets float32 resolve single rows among millions: `offset` stays small beside the whole sum.
+    to a neighbour but not to an empty child (flashbax#52), and a positive node has a positive child.
+    Splitting the point lets float32 resolve single rows among millions: `offset` stays small.
     """
     node = jnp.zeros(offset.shape, jnp.int32)
     for level in reversed(tree):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from typing import Any, NamedTuple
 
 import chex
@@ -91,7 +92,7 @@ class Reference:
 
 @functools.cache
 def compiled(kind, span):
-    """(buffer, add, sample of CAPACITY rows for 48 keys, update), each compiled once for the whole file."""
+    """(buffer, add, sample of CAPACITY rows for 24 keys, update), each compiled once for the whole file."""
     if kind == "uniform":
         buffer = Uniform(CAPACITY, EXAMPLE, ENVS, span)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA)
@@ -101,8 +102,12 @@ def compiled(kind, span):
     else:
         buffer = Trajectory(CAPACITY, EXAMPLE, span, ENVS)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY)
-    draws = jax.jit(lambda state, key: jax.vmap(lambda k: draw(state, k))(jax.random.split(key, 48)))
+    draws = jax.jit(jax.vmap(draw, (None, 0)))
     return buffer, jax.jit(buffer.add, donate_argnums=0), draws, jax.jit(getattr(buffer, "update", lambda: 0))
+
+
+def split(seed):
+    return jax.random.split(jax.random.key(seed), 24)
 
 
 def flat(sample):
@@ -110,7 +115,7 @@ def flat(sample):
 
 
 ENDS = st.text("...eu", min_size=ENVS, max_size=ENVS)
-fast = settings(max_examples=25, deadline=None)
+fast = settings(max_examples=15, deadline=None)
 
 
 def check_transitions(sample, reference, span):
@@ -138,9 +143,9 @@ def test_uniform_is_the_reference(span, adds, seed):
         reference.add(ends)
         state = add(state, reference.blocks[-1], t)
     assert (int(state.size), int(state.pos)) == (min(CAPACITY, len(adds) * ENVS), len(adds) * ENVS % CAPACITY)
-    sample = flat(draws(state, jax.random.key(seed)))
+    sample = flat(draws(state, split(seed)))
     drawn = {divmod(int(name), ENVS) for name in sample.batch.action}
-    assert drawn == set(reference.starts(span))  # 576 draws of at most 12 rows: none is missed
+    assert drawn == set(reference.starts(span))  # 288 draws of at most 12 rows: none is missed
     assert (sample.weight == 1).all()
     check_transitions(sample, reference, span)
 
@@ -181,7 +186,7 @@ def test_prioritised_is_the_reference(span, operations, seed):
     np.testing.assert_allclose(float(state.max_priority), largest**0.5, rtol=1e-6)
     if not leaves.any():
         return
-    sample = draws(state, jax.random.key(seed))
+    sample = draws(state, split(seed))
     drawn = {divmod(int(name), ENVS) for name in np.ravel(sample.batch.action)}
     assert drawn <= {s for s, p in priority.items() if p > 0}
     check_transitions(flat(sample), reference, span)
@@ -203,7 +208,7 @@ def test_trajectory_is_the_reference(span, adds, seed):
     assert int(buffer.num_windows(state)) == len(windows)
     if not windows:
         return
-    sample = flat(draws(state, jax.random.key(seed)))
+    sample = flat(draws(state, split(seed)))
     assert sample.obs.shape[1:] == (span, 2, 2)
     assert {divmod(int(name), ENVS) for name in sample.action[:, 0]} == windows
     assert (np.diff(sample.action, axis=1) == ENVS).all()  # consecutive steps: the write head is not crossed
@@ -224,7 +229,7 @@ def test_naive_windows_cross():
     )
     naive = replay._take(state.data, buffer._following(jnp.arange(CAPACITY)))
     assert crosses(naive) == (True, True)
-    assert crosses(flat(draws(state, jax.random.key(0)))) == (False, False)
+    assert crosses(flat(draws(state, split(0)))) == (False, False)
 
 
 MANY = {
@@ -265,24 +270,27 @@ def test_members_are_what_they_are_alone(kind):
     buffer, add, draws, update = MANY[kind]()
     ends = np.random.default_rng(0).choice(list("....eu"), (3, 7, ENVS))
 
-    def run(add, draws, learn, adds, keys):
+    def run(add, draw, learn, adds, keys):
         """7 adds, a draw, and where there are priorities an update and another draw."""
-        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*keys.shape, *x.shape)), buffer.init())
+        state = jax.tree.map(lambda x: np.zeros((*keys.shape, *x.shape), x.dtype), buffer.init())
+        if kind == "prioritised":
+            state = state.replace(max_priority=np.ones(keys.shape, np.float32))
         for t, batch in enumerate(adds):
             state = add(state, batch, t)
-        sample = draws(state, keys)
+        sample = draw(state, keys)
         if kind == "prioritised":
             state = learn(state, sample)
-            sample = draws(state, keys)
-        return state, sample
+            sample = draw(state, keys)
+        return jax.device_get((state, sample))
 
-    keys = jax.random.split(jax.random.key(1), 3)
+    keys = split(1)[:3]
+    draw = jax.jit(lambda state, key: jax.tree.map(lambda x: x[0], draws(state, key[None])))
     stack = lambda t: jax.tree.map(lambda *x: np.stack(x), *[block(t, ends[m, t]) for m in range(3)])
-    learn = lambda state, sample: update(state, sample.index[0], sample.batch.reward[0] ** 2 + 0.1)
-    mapped = jax.jit(jax.vmap(add, (0, 0, None))), jax.jit(jax.vmap(draws)), jax.jit(jax.vmap(learn))
+    learn = jax.jit(lambda state, sample: update(state, sample.index, sample.batch.reward**2 + 0.1))
+    mapped = jax.jit(jax.vmap(add, (0, 0, None))), jax.jit(jax.vmap(draw)), jax.jit(jax.vmap(learn))
     together = run(*mapped, [stack(t) for t in range(7)], keys)
     for m in range(3):
-        alone = run(add, draws, learn, [block(t, ends[m, t]) for t in range(7)], keys[m])
+        alone = run(add, draw, learn, [block(t, ends[m, t]) for t in range(7)], keys[m])
         chex.assert_trees_all_close(jax.tree.map(lambda x, m=m: x[m], together), alone, rtol=1e-6)
 
 
@@ -300,7 +308,7 @@ def test_add_under_vmap_is_no_scatter(kind):
 
 
 def test_inside_make_with_traced_hyper_parameters():
-    """alpha, beta and discount as traced leaves, state donated, everything in one compiled scan over members."""
+    """alpha, beta and discount as traced leaves, state donated, all in one compiled scan over members."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state, alpha, discount, ts):
@@ -333,7 +341,7 @@ def test_position_for_the_largest_t():
 def test_empty_buffers_give_row_zero_and_finite_numbers():
     for kind in MANY:
         buffer, _, draws, _ = MANY[kind]()
-        sample = flat(draws(buffer.init(), jax.random.key(0)))
+        sample = flat(draws(buffer.init(), split(0)))
         assert all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(sample))
         if kind != "trajectory":
             assert (sample.index == 0).all()
@@ -419,7 +427,7 @@ def test_a_million_rows_never_give_one_without_priority(million):
 
 
 def test_a_million_rows_are_resolved_singly(million):
-    """Neighbours in the middle of the running sum get their shares, though one ulp of the sum is 3% of a row."""
+    """Neighbours amid the running sum get their shares, though one ulp of the sum is 3% of a row."""
     _, state, last = million
     offset = jax.random.uniform(jax.random.key(0), (200_000,)) * 100
     count = np.bincount(jax.jit(replay._find)(state.tree, jnp.full(200_000, 200_000.0), offset))
@@ -430,7 +438,7 @@ def test_a_million_rows_are_resolved_singly(million):
 
 
 def test_sums_kept_by_differences_would_fail():
-    """flashbax#52: a parent that hears only of changes ends up with a sum that is not that of its children."""
+    """flashbax#52: a parent that hears only of changes ends with a sum that is not its children's."""
     rng, leaves, parent = np.random.default_rng(0), np.zeros(8, np.float32), np.float32(0)
     tree = replay._zeros(64, jnp.float32)
     write = jax.jit(replay._set)
@@ -447,7 +455,7 @@ def test_sums_kept_by_differences_would_fail():
 
 @pytest.mark.parametrize("leaves", [1, 8, 9, 65, 700])
 def test_tree(leaves):
-    """Contiguous and scattered writes agree with a flat array, whatever the alignment; integers draw exactly."""
+    """Contiguous and scattered writes agree with a flat array at any alignment; integers draw exactly."""
     rng = np.random.default_rng(leaves)
     flat_values, tree = np.zeros(leaves, np.int32), replay._zeros(leaves, jnp.int32)
     assert leaves <= len(tree[0]) < 2 * leaves + replay.FANOUT and len(tree[-1]) <= replay.FANOUT
@@ -532,16 +540,16 @@ def test_what_makes_no_sense_is_refused(message):
 
 @pytest.mark.slow
 def test_cost_does_not_grow_with_capacity():
-    """A compiled loop of add, sample and update in place: 100 times the rows must not cost 100 times the time."""
-    import time
-
+    """A compiled loop of add, sample and update in place: 100 times the rows cost far less than 100 times."""
     def seconds(capacity):
-        buffer = Prioritised(capacity, EXAMPLE, 4, 3)
+        row = EXAMPLE._replace(extra=())  # without bfloat16, which XLA writes in O(capacity) on CPU
+        buffer = Prioritised(capacity, row, 4, 3)
 
         def step(state, t):
             batch = jax.tree.map(lambda x: jnp.zeros((4, *x.shape), x.dtype), buffer.row)
-            sample = buffer.sample(buffer.add(state, batch, t), jax.random.key(0), 128, 0.9, 0.5)
-            return buffer.update(buffer.add(state, batch, t), sample.index, sample.batch.reward + 1), None
+            state = buffer.add(state, batch, t)
+            sample = buffer.sample(state, jax.random.fold_in(jax.random.key(0), t), 128, 0.9, 0.5)
+            return buffer.update(state, sample.index, sample.batch.reward + 1), None
 
         run = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(300))[0], donate_argnums=0)
         state, best = jax.block_until_ready(run(buffer.init())), math.inf
