@@ -143,9 +143,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         opt_state = optimizer.init(ravel_pytree(params)[0])
         return State(params, params, opt_state, env.reset(env_key, config.num_envs), buffer.init(), key)
 
-    def collect(state, key, t):
+    def collect(state, random_key, explore_key, env_key, t):
         """One step in every environment, epsilon-greedily."""
-        random_key, explore_key, env_key = jax.random.split(key, 3)
         progress = jnp.minimum(t / calls / config.epsilon_fraction, 1.0)
         epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
         random = jax.random.randint(random_key, (config.num_envs,), 0, env.num_actions)
@@ -168,8 +167,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return params, opt_state, (sample.index, jnp.abs(error) + 1e-6), metrics
 
     def step(state, t):
-        collect_key, update_key, key = jax.random.split(state.key, 3)
-        state, metrics = collect(state, collect_key, t)
+        *collect_keys, update_key, key = jax.random.split(state.key, 5)
+        state, metrics = collect(state, *collect_keys, t)
 
         def learn():
             return update(state.params, state.target_params, state.opt_state, state.buffer, update_key, t)

@@ -24,8 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlzoo import wrappers
+from rlzoo import machine
 from rlzoo.algorithm import Refused
+
+machine.start_backend()  # before gymnax, which starts jax
+from rlzoo import wrappers  # noqa: E402
 
 POOL_ROWS = 16
 """Start states kept for each environment."""
@@ -144,7 +147,7 @@ class Env:
 
     def reset(self, key: jax.Array, num_envs: int) -> EnvState:
         """Start `num_envs` episodes."""
-        pool = self._pool(key, POOL_ROWS + 1, num_envs)
+        pool = jax.vmap(self._starts)(jax.random.split(key, (POOL_ROWS + 1, num_envs)))
         obs, inner = jax.tree.map(lambda x: x[0], pool)
         return EnvState(obs, inner, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32),
                         jax.tree.map(lambda x: x[1:], pool))
@@ -163,12 +166,11 @@ class Env:
           `train/length` of the episodes that ended, as (sum, count).
         """
         num_envs = state.episode_return.shape[0]
-        pool_key, key = jax.random.split(key)
-        pool = state.pool
-        fresh = lambda: self._pool(pool_key, POOL_ROWS, num_envs)
+        keys = jax.random.split(key, (length + POOL_ROWS, num_envs))
+        old, keys, pool_keys = state.pool, keys[:length], keys[length:]
+        fresh = lambda: jax.vmap(self._starts)(pool_keys)
         every = max(1, POOL_STEPS // length)
-        pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: pool)
-        keys = jax.random.split(key, (length, num_envs))
+        pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: old)
 
         def body(carry: tuple, x: tuple) -> tuple:
             obs, inner, ret, steps = carry
@@ -212,9 +214,6 @@ class Env:
         """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
         starts = self._over_envs(self.inner.reset_env)(keys)
         return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
-
-    def _pool(self, key: jax.Array, rows: int, num_envs: int) -> tuple:
-        return jax.vmap(self._starts)(jax.random.split(key, (rows, num_envs)))
 
     def _over_envs(self, one: Callable) -> Callable:
         """Map over environments all arguments but the last, `params`, which is mapped where it varies."""

@@ -19,6 +19,36 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RLZOO_CACHE") or Path(base) / "rlzoo")
 
 
+def start_backend() -> None:
+    """What has to be set before jax starts. Runs when `rlzoo.env` is imported, since gymnax starts jax.
+
+    On a CPU jax gets one thread (unless PJRT_NPROC says otherwise): programs of small networks are no slower, and
+    with more threads XLA now and then loses a wake-up and hangs for ever (jax 0.10.2, 32 members of PPO: one run in
+    three; none of it with one thread, see scripts/check_hang.py). Use other cores by `--processes`.
+
+    With JAX_COORDINATOR_ADDRESS in the environment (beside JAX_NUM_PROCESSES and JAX_PROCESS_ID) this process joins
+    the others of a run.
+    """
+    import jax
+    from jax._src import xla_bridge
+
+    if xla_bridge.backends_are_initialized():
+        return
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+                                   process_id=int(os.environ["JAX_PROCESS_ID"]))
+    os.environ.setdefault("PJRT_NPROC", "1")
+
+
+def compiler_options(backend: str) -> dict[str, Any]:
+    """Options of XLA that make small networks faster (measured with scripts/bench_ppo.py: 5-10% on a CPU)."""
+    if backend != "cpu":
+        return {}
+    wide = any("avx512f" in line for line in _lines("/proc/cpuinfo") if line.startswith("flags"))
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} | ({"xla_cpu_prefer_vector_width": 512} if wide else {})
+
+
 def describe() -> dict[str, Any]:
     """Hardware for the record: platform, devices, cores, memory in bytes."""
     import jax

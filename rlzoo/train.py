@@ -4,15 +4,12 @@ A *member* is a seed together with a setting of the float hyper-parameters. All 
 train together: `jax.shard_map` spreads them over the devices, `vmap` over the rest. A swept static field gives one
 program per value, run one after the other under the same record. `step` runs inside a `fori_loop` with traced
 bounds, so one compiled program serves chunks of any length, and the length does not change the numbers.
-
-On a CPU the loop asks jax for one device per core, so members run on all cores at once.
 """
 
 import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import signal
 import sys
 import time
@@ -67,7 +64,8 @@ def train(make: Callable, config: Any, dataset: Any = None, *, sweep: dict[str, 
     chosen = Options(**options)
     chosen.check()
     settings = _settings(config, sweep or {})
-    _prepare_backend(chosen, len(settings) * chosen.seeds)
+    if chosen.cache:
+        _keep_compiled()
     env = {}
     for setting in settings:
         if setting.config.env not in env:
@@ -163,6 +161,7 @@ class Program:
         self.state_spec = jax.eval_shape(self._init, self.seeds, self.leaves, dataset)
         self.compile_seconds = 0.0
         self._executables: dict[tuple, Any] = {}
+        self._metrics: dict[int, list[str]] = {}
 
     # -- host and devices --
 
@@ -237,7 +236,8 @@ class Program:
         if key not in self._executables:
             began = time.perf_counter()
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False)
-            executable = jax.jit(mapped, donate_argnums=donate).lower(*args).compile()
+            executable = jax.jit(mapped, donate_argnums=donate).lower(*args).compile(
+                compiler_options=machine.compiler_options(self.devices[0].platform))
             self.compile_seconds += time.perf_counter() - began
             _check_memory(executable, self)
             self._executables[key] = executable
@@ -259,11 +259,13 @@ class Program:
 
     def totals(self, stage: int) -> dict[str, tuple]:
         """Zeros for the (sum, count) of every metric of a stage."""
-        run = lambda alg, state: _step_of(alg, stage)(state, jnp.int32(0))[1]
-        spec = jax.eval_shape(lambda *args: self._each(run, args[0], leaves=args[1], dataset=args[2]),
-                              self.state_spec, self.leaves, self.dataset)
-        zeros = lambda: self.put(np.zeros(self.seeds.shape, np.float32))
-        return {name: (zeros(), zeros()) for name in spec}
+        if stage not in self._metrics:
+            run = lambda alg, state: _step_of(alg, stage)(state, jnp.int32(0))[1]
+            self._metrics[stage] = list(jax.eval_shape(
+                lambda *args: self._each(run, args[0], leaves=args[1], dataset=args[2]),
+                self.state_spec, self.leaves, self.dataset))
+        zeros = np.zeros((2, len(self._metrics[stage]), *self.seeds.shape), np.float32)
+        return {name: (self.put(zeros[0, i]), self.put(zeros[1, i])) for i, name in enumerate(self._metrics[stage])}
 
     def enter(self, stage: Stage, states: Any) -> Any:
         """The hand-over before a stage: the states of all members go through the host."""
@@ -437,19 +439,11 @@ def _interruptible() -> Iterator[types.SimpleNamespace]:
             signal.signal(number, handler)
 
 
-def _prepare_backend(options: Options, members: int) -> None:
-    """Everything that has to be set before jax starts: the compilation cache, processes, a CPU device per core."""
-    if options.cache:
-        jax.config.update("jax_compilation_cache_dir", str(machine.cache_dir()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if jax._src.xla_bridge.backends_are_initialized():
-        return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize()
-    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", options.devices or min(members, machine.cores()))
+def _keep_compiled() -> None:
+    """Keep compiled programs on disk: the next run with the same shapes starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(machine.cache_dir()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------
