@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
 import rlzoo
 from rlzoo.env import EnvState, done
-from rlzoo.wrappers import RewardScale, RunningStats
+from rlzoo.wrappers import RewardScale, RunningStats, time_limit
 
 
 @rlzoo.config
@@ -142,7 +143,8 @@ def successor_values(value, steps, judge, limit):
     """V of the true successors [length, num_envs], from V of the observations acted on, `value`.
 
     A successor is the next observation acted on, except where an episode ended: a terminated one is never asked
-    for, and truncated ones, of which an environment with a time limit has few, are judged apart.
+    for, and truncated ones, of which an environment with a time limit (`limit`, the shortest) has few, are judged
+    apart.
     """
     length = len(value)
     most = 1 + (length - 1) // limit
@@ -201,6 +203,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     outputs = env.num_actions if env.discrete else env.action_dim
     actor_net = MLP(config.hidden, outputs, 0.01)
     critic_net = MLP(config.hidden, 1, 1.0)
+    shortest = int(np.min(time_limit(env.inner, env.params)))  # limits may differ between environments
     flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
     actor = lambda params, obs: actor_net.apply(params, flat(obs))
     critic = lambda params, obs: critic_net.apply(params, flat(obs))
@@ -244,7 +247,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             reward_scale, reward = reward_scale.update(reward, done(steps), config.discount)
         judge = lambda obs: critic(state.params.critic, obs)[..., 0]
         value = judge(obs)
-        next_value = successor_values(value, steps, lambda obs: judge(see(state.stats, obs)), env.max_steps)
+        next_value = successor_values(value, steps, lambda obs: judge(see(state.stats, obs)), shortest)
         log_prob, _ = log_prob_and_entropy(head, state.params.log_std, steps.action)
         advantage = gae(reward, value, next_value, steps.terminated, done(steps), config.discount, config.gae_lambda)
         target = advantage + value

@@ -171,10 +171,45 @@ def script(make: Callable, Config: type, argv: list[str] | None = None) -> None:
 
 
 def _run(make: Callable, Config: type, request: Request) -> NoReturn:
+    if request.options["processes"] > 1 and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        sys.exit(_spread(request))
     from rlzoo.train import train
 
     run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
     sys.exit({"done": 0, "interrupted": 130}[run.summary.get("status", "done")])
+
+
+def _spread(request: Request) -> int:
+    """Run this command in several processes, which share the members; the exit code of process 0, which records."""
+    import signal
+    import socket
+    import subprocess
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    count = request.options["processes"]
+    script = [sys.argv[0]] if sys.argv[0].endswith(".py") else ["-m", "rlzoo.cli"]
+    out = [] if request.options["out"] else ["--out", str(default_out(script[0], request))]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process: they save and stop
+    workers = [subprocess.Popen(
+        [sys.executable, *script, *sys.argv[1:], *out],
+        env=os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
+                          "JAX_PROCESS_ID": str(i)},
+        stdout=None if i == 0 else subprocess.DEVNULL, stderr=None if i == 0 else subprocess.DEVNULL) for i in range(count)]
+    signal.signal(signal.SIGTERM, lambda *_: [worker.send_signal(signal.SIGTERM) for worker in workers])
+    code = workers[0].wait()
+    for worker in workers[1:]:
+        if code not in (0, 130):
+            worker.kill()
+        worker.wait()
+    return code
+
+
+def default_out(script: str, request: Request) -> Path:
+    from rlzoo.record import run_folder
+
+    return run_folder(sys.argv[2] if script == "-m" else Path(script).stem, request.config["env"])
 
 
 class _plain_errors:

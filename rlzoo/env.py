@@ -4,10 +4,10 @@
 observation, termination and truncation apart, and an auto-reset that draws from a pool of start states
 instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
 
-Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring` (backend after the
-colon), rlzoo's own. Options follow a question mark, separated by `&`: fields of the environment's parameters
-(`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`, `limit`, `clip`
-and `stack` (`Breakout-MinAtar?sticky=0.25`).
+Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring` (backend after
+the colon), rlzoo's own. Options follow a question mark, separated by `&`: fields of the environment's
+parameters (`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`,
+`limit`, `clip` and `stack` (`Breakout-MinAtar?sticky=0.25`).
 """
 
 import ast
@@ -37,7 +37,7 @@ POOL_STEPS = 128
 
 
 class Transition(NamedTuple):
-    """Leading axes are those of the call: [num_envs, ...] for a step, [length, num_envs, ...] for a rollout."""
+    """Leading axes are the call's: [num_envs, ...] for a step, [length, num_envs, ...] for a rollout."""
 
     obs: Any
     action: Any
@@ -72,15 +72,15 @@ class EnvState:
 class Env:
     """`num_envs` copies of one environment, stepped together. Build it with `rlzoo.make`.
 
-    Discrete actions are int32 in [0, num_actions). Continuous actions are float32 in [-1, 1]: the stepper clips
-    them and maps them to the environment's own bounds, so that every algorithm works in one range.
+    Discrete actions are int32 in [0, num_actions). Continuous actions are float32 in [-1, 1]: the stepper
+    clips them and maps them to the environment's own bounds, so that every algorithm works in one range.
     """
 
     id: str
     inner: Any
     """a gymnax Environment"""
     params: Any
-    """its parameters; a leaf with one more leading axis than the default holds a value for each environment"""
+    """its parameters; a leaf with one more axis than the default holds a value for each environment"""
     param_axes: Any = None
 
     # ---- facts --------------------------------------------------------------------------------------------
@@ -91,8 +91,9 @@ class Env:
         limit = wrappers.time_limit(self.inner, self.params)
         return int(np.max(limit))
 
-    @functools.cached_property
+    @property
     def action_space(self) -> Any:
+        """Not cached: made inside a trace, its bounds may be tracers."""
         return self.inner.action_space(self._one_params())
 
     @property
@@ -103,8 +104,8 @@ class Env:
     def num_actions(self) -> int:
         """Number of discrete actions. Raises `Refused` where actions are continuous."""
         if not self.discrete:
-            raise Refused(f"{self.id} has continuous actions (shape {self.action_space.shape}); this algorithm "
-                            "needs discrete ones, for example CartPole-v1")
+            raise Refused(f"{self.id} has continuous actions (shape {self.action_space.shape}); this "
+                          "algorithm needs discrete ones, for example CartPole-v1")
         return int(self.action_space.n)
 
     @property
@@ -112,7 +113,7 @@ class Env:
         """Size of a continuous action. Raises `Refused` where actions are discrete."""
         if self.discrete:
             raise Refused(f"{self.id} has {self.action_space.n} discrete actions; this algorithm needs "
-                            "continuous ones, for example Pendulum-v1")
+                          "continuous ones, for example Pendulum-v1")
         return int(np.prod(self.action_space.shape))
 
     @property
@@ -137,6 +138,9 @@ class Env:
         Raises `Refused` for a field that the environment's parameters do not have.
         """
         _check_names(self.id, fields, [f.name for f in dataclasses.fields(self.params)])
+        for name, value in fields.items():
+            if isinstance(value, str):
+                raise Refused(f"{self.id!r}: {name}={value!r} must be a number")
         defaults = self.inner.default_params
         params = self.params.replace(**fields)
         axes = jax.tree.map(lambda p, d: 0 if jnp.ndim(p) > jnp.ndim(d) else None, params, defaults)
@@ -159,7 +163,8 @@ class Env:
         Args:
           act: `act(obs [num_envs, ...], x) -> (action [num_envs, ...], extra)`, `x` being one slice of `xs`.
           xs: pytree with leading axis `length`: keys, or noise drawn beforehand in one go, which is faster.
-          t: the index of this call, counted from 0 and not batched under `vmap`; every call has the same `length`.
+          t: the index of this call, counted from 0 and not batched under `vmap`; every call has the same
+            `length`.
 
         Returns:
           state, transitions [length, num_envs, ...], extras [length, ...], and metrics: `train/return` and
@@ -174,25 +179,29 @@ class Env:
 
         def body(carry: tuple, x: tuple) -> tuple:
             obs, inner, ret, steps = carry
-            x, keys, i = x
+            x, keys, row = x
             action, extra = act(obs, x)
             next_obs, next_inner, reward, score, terminated, truncated = self._step(keys, inner, action)
             ended = terminated | truncated
             ret, steps = ret + score, steps + 1
-            start = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, i % POOL_ROWS, keepdims=False), pool)
+            start = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool)
             obs_inner = jax.tree.map(lambda a, b: _where(ended, a, b), start, (next_obs, next_inner))
             carry = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps))
             out = Transition(obs, action, reward, terminated, truncated, next_obs)
             return carry, (out, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
 
         carry = (state.obs, state.inner, state.episode_return, state.episode_length)
-        clock = t * length + jnp.arange(length)
-        carry, (transitions, extras, returns, lengths) = jax.lax.scan(body, carry, (xs, keys, clock), unroll=unroll)
+        clock = (t * length + jnp.arange(length)).astype(jnp.uint32)
+        rows = (clock * np.uint32(2654435769) >> 16) % POOL_ROWS  # scattered, for episodes of equal length
+        outs: tuple
+        carry, outs = jax.lax.scan(body, carry, (xs, keys, rows), unroll=unroll)
+        transitions, extras, returns, lengths = outs
         count = done(transitions).sum()
         metrics = {"train/return": (returns.sum(), count), "train/length": (lengths.sum(), count)}
         return EnvState(*carry, pool), transitions, extras, metrics
 
-    def step(self, state: EnvState, action: Any, key: jax.Array, t: jax.Array) -> tuple[EnvState, Transition, dict]:
+    def step(self, state: EnvState, action: Any, key: jax.Array,
+             t: jax.Array) -> tuple[EnvState, Transition, dict]:
         """Take one step in every environment: a `rollout` of length 1 without its leading axis."""
         state, transition, _, metrics = self.rollout(state, lambda obs, x: (action, None), None, key, 1, t)
         return state, jax.tree.map(lambda x: x[0], transition), metrics
@@ -201,7 +210,8 @@ class Env:
 
     def _step(self, keys: jax.Array, inner: Any, action: jax.Array) -> tuple:
         def one(key: jax.Array, inner: Any, action: jax.Array, params: Any) -> tuple:
-            obs, inner, reward, terminated, info = self.inner.step_env(key, inner, self._native(action), params)
+            action = self._native(action, params)
+            obs, inner, reward, terminated, info = self.inner.step_env(key, inner, action, params)
             truncated = jnp.asarray(self.inner.is_truncated(inner, params), bool)
             terminated = jnp.asarray(terminated, bool)
             reward = jnp.asarray(reward, jnp.float32)
@@ -228,8 +238,8 @@ class Env:
         return jax.tree.map(lambda p, axis: p if axis is None else p[0], self.params, self.param_axes,
                             is_leaf=lambda x: x is None)
 
-    def _native(self, action: jax.Array) -> jax.Array:
-        space = self.action_space
+    def _native(self, action: jax.Array, params: Any) -> jax.Array:
+        space = self.inner.action_space(params)
         if hasattr(space, "n"):
             return action
         low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
@@ -266,19 +276,20 @@ def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax
         length = length + ~over
         return i + 1, obs, inner, memory, reward, over | terminated | truncated, ret, length
 
-    carry = (1, *env._starts(keys), memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
+    starts = env._starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
+    carry = (1, *starts, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
     carry = jax.lax.while_loop(lambda c: (c[0] <= env.max_steps) & ~c[5].all(), body, carry)
     return carry[6], carry[7]
 
 
-# ---- making ---------------------------------------------------------------------------------------------------
+# ---- making ---------------------------------------------------------------------------------------------
 
 
 def make(id: str, **options: Any) -> Env:
     """Make the environment named `id` (see the module's docstring for ids and their options).
 
-    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown id, backend
-    or option, naming the nearest ones.
+    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown id,
+    backend or option, naming the nearest ones.
     """
     import gymnax
 
@@ -293,7 +304,7 @@ def make(id: str, **options: Any) -> Env:
     else:
         nearest = difflib.get_close_matches(name, ids(), 3, 0.4)
         raise Refused(f"unknown environment {name!r}; nearest: {', '.join(nearest) or 'none'} "
-                         "(`rlzoo list --envs` prints all)")
+                      "(`rlzoo list --envs` prints all)")
     wrapping = {key: options.pop(key) for key in wrappers.BY_OPTION if key in options}
     if not hasattr(inner.action_space(inner.default_params), "n"):
         space = inner.action_space(inner.default_params)
@@ -327,12 +338,14 @@ def _make_brax(name: str, options: dict) -> Any:
         nearest = difflib.get_close_matches(name, BRAX, 3, 0.4) or BRAX
         raise Refused(f"unknown brax environment {name!r}; nearest: {', '.join(nearest)}")
     if backend and backend not in BACKENDS:
-        raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has {', '.join(BACKENDS)}")
+        raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
+                      f"{', '.join(BACKENDS)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # brax says at every construction that its environments are frozen
         from brax.envs import get_environment
 
-        return wrappers.Brax(get_environment(name, **({"backend": backend} if backend else {})), f"brax/{name}")
+        env = get_environment(name, **({"backend": backend} if backend else {}))
+    return wrappers.Brax(env, f"brax/{name}")
 
 
 def _construct(id: str, factory: Callable, options: dict) -> Any:

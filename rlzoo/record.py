@@ -49,6 +49,8 @@ class Options:
     """steps between checkpoints (default: once a minute, and at the end)"""
     devices: int | None = None
     """devices to spread members over (default: all; on a CPU one for each core)"""
+    processes: int = 1
+    """processes on this machine to spread members over; on a CPU one for each core is fastest"""
     cache: bool = True
     """keep compiled programs on disk, so that the next run starts at once"""
     quiet: bool = False
@@ -56,7 +58,7 @@ class Options:
 
     def check(self) -> None:
         for name, low in (("seeds", 1), ("seed", 0), ("eval_every", 0), ("eval_episodes", 1), ("checkpoint_every", 1),
-                          ("devices", 1)):
+                          ("devices", 1), ("processes", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < low):
                 raise Refused(f"--{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {low}")
@@ -64,6 +66,11 @@ class Options:
             raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
         if self.resume and self.out is None:
             raise Refused("--resume needs --out: the directory of the run to continue")
+
+
+def run_folder(algorithm: str, env: str) -> Path:
+    """Where a run goes that was not told where."""
+    return Path("runs", algorithm, env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))
 
 
 class Saved(NamedTuple):
@@ -87,6 +94,7 @@ class Record:
         self.summary: dict = {}
         self.writes = True
         self.display: Display | None = None
+        self.programs: list = []
         self._columns: list[str] = []
         self._resumed = False
 
@@ -113,15 +121,14 @@ class Record:
             | {"rlzoo": version("rlzoo"), "python": ".".join(map(str, sys.version_info[:3]))},
             "commit": machine.git_commit(source.parent),
             "hardware": machine.describe(),
-            "prng": str(jax.config.jax_default_prng_impl),
+            "prng": str(jax.random.key_impl(jax.random.key(0))),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         description = json.loads(json.dumps(description))  # as it will be read back
         if options.out is None and jax.process_count() > 1:
             raise Refused("a run of several processes needs --out")
-        default = Path("runs", algorithm, config.env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))
-        folder = Path(options.out or default)
+        folder = Path(options.out or run_folder(algorithm, config.env))
         record = cls.read(folder) if options.resume else cls(folder, description)
         record.writes = jax.process_index() == 0
         if options.resume:
@@ -139,9 +146,9 @@ class Record:
             raise Refused(f"{self.dir} already holds other files: choose another --out")
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self._write_json("config.json", self.description)
             if self.description["source"]:
                 shutil.copy(source, self.dir / source.name)
+            self._write_json("config.json", self.description)  # last: what has it can be resumed and loaded
         except OSError as error:
             raise Refused(f"cannot write to {self.dir}: {error.strerror}; choose another --out") from error
 
@@ -150,7 +157,8 @@ class Record:
         for part in ("algorithm", "config", "sweep", "options", "layout"):
             old, new = ({part: x[part]} if part in ("algorithm", "sweep") else x[part] for x in (before, now))
             changes += [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in {**old, **new}
-                        if old.get(key) != new.get(key) and key not in ("cache", "devices" if part == "options" else "")]
+                        if old.get(key) != new.get(key) and repr(old.get(key)) != repr(new.get(key))  # nan != nan
+                        and key not in ("cache", *(("devices", "processes") if part == "options" else ()))]
         if changes and not force:
             raise Refused(f"{self.dir} was started differently: {'; '.join(changes)}. Continue it as it was "
                           "(--resume --out alone is enough), or add --force to go on regardless")
@@ -171,13 +179,16 @@ class Record:
         if not path.is_file():
             raise Refused(f"{folder} is not a run: it has no config.json")
         try:
-            return cls(Path(folder), json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
+            description = json.loads(path.read_text())
+        except ValueError as error:
             raise Refused(f"{path} is damaged: {error}") from error
+        if not isinstance(description, dict) or not {"algorithm", "config", "sweep", "options", "layout"} <= {*description}:
+            raise Refused(f"{folder} is not a run of rlzoo: its config.json is something else's")
+        return cls(Path(folder), description)
 
     @property
     def sweep(self) -> dict:
-        return self.description["sweep"]
+        return {name: [_tuples(value) for value in values] for name, values in self.description["sweep"].items()}
 
     @property
     def options(self) -> Options:
@@ -190,8 +201,7 @@ class Record:
         for name in recorded:
             if name not in known:
                 raise Refused(f"{self.dir}: its algorithm file has no field {name!r}, which config.json gives")
-        untuple = lambda value: tuple(map(untuple, value)) if isinstance(value, list) else value
-        return kind(**{name: untuple(value) for name, value in recorded.items()})
+        return kind(**{name: _tuples(value) for name, value in recorded.items()})
 
     def module(self) -> Any:
         """The run's own copy of its algorithm file, as a module."""
@@ -217,7 +227,8 @@ class Record:
         with _checkpointer() as checkpointer:
             checkpointer.save(folder / str(saved.at), force=True, args=ocp.args.Composite(
                 arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)))
-        for old in self._checkpoints(program.index)[2:]:
+        past = [path for path in self._checkpoints(program.index) if int(path.name) <= saved.at]
+        for old in {*self._checkpoints(program.index)} - {*past[:2]}:  # a later one could not be read
             shutil.rmtree(old)
 
     def restore(self, program: int) -> Saved | None:
@@ -259,20 +270,18 @@ class Record:
     def _metrics(self) -> Path:
         return self.dir / "metrics.csv"
 
-    def start(self, program: Any, at: int) -> None:
+    def start(self, program: Any, at: int, clock: Any) -> None:
         """A program starts, or goes on, at call `at`: rows that a later part of a killed run left are cut."""
         if self.display:
-            self.display.start(program, at)
+            self.display.start(program, at, clock)
         if not self.writes:
             return
         rows = self._read_rows()
         mine, step = {m.index for m in program.members}, at * program.algorithm.steps_per_call
-        earlier = {m.index for p in self.programs if p.index < program.index for m in p.members}
-        kept = [row for row in rows if int(row["member"]) in earlier
-                or (at > 0 and int(row["member"]) in mine and int(row["step"]) <= step)]
+        kept = [row for row in rows if int(row["member"]) not in mine or (at > 0 and int(row["step"]) <= step)]
         if rows and not self._columns:
             self._columns = list(rows[0])
-        if len(kept) < len(rows):
+        if self._resumed and self._columns:  # also where nothing is cut but half a line
             self._write_rows(kept)
 
     def rows(self, program: Any, at: int, metrics: dict, blank: dict, diverged: np.ndarray, clock: Any) -> None:
@@ -366,10 +375,9 @@ class Record:
                                 "diverged": row.get("diverged") == "1"}
                                | ({"steps_to_threshold": first_over.get(m.index)} if threshold is not None else {}))
         spent = lambda name: {p.index: float(last.get(p.members[0].index, {}).get(f"time/{name}") or 0) for p in programs}
-        train = spent("train")
+        train = sum(spent("train").values())
         made = {p.index: int(last.get(p.members[0].index, {}).get("step") or 0) * len(p.members) for p in programs}
-        rate = sum(made.values()) / sum(train.values()) if sum(train.values()) else None
-        per_call = programs[0].algorithm
+        updates = sum(made[p.index] * p.algorithm.updates_per_call / p.algorithm.steps_per_call for p in programs)
         self.summary = {
             "status": status,
             "error": f"{type(error).__name__}: {error}" if error else None,
@@ -378,10 +386,10 @@ class Record:
             "members": members,
             "eval/return": report.summarise([{k: v for k, v in m.items() if k != "steps_to_threshold"} for m in members]),
             "steps": max(int(row.get("step") or 0) for row in last.values()) if last else 0,
-            "steps_per_second": rate,
-            "updates_per_second": rate and rate * per_call.updates_per_call / per_call.steps_per_call,
+            "steps_per_second": sum(made.values()) / train if train else None,
+            "updates_per_second": updates / train if train else None,
             "compile_seconds": sum(spent("compile").values()),
-            "train_seconds": sum(train.values()),
+            "train_seconds": train,
             "eval_seconds": sum(spent("eval").values()),
             "peak_memory_bytes": machine.peak_bytes(programs[0].devices[0]),
             "threshold": threshold,
@@ -405,9 +413,13 @@ def _checkpointer() -> Any:
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                barrier_sync_key_prefix=f"process{me}")
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(multiprocessing_options=alone)
-                            if jax.process_count() > 1 else ocp.CompositeCheckpointHandler(),
-                            **({"multiprocessing_options": alone} if jax.process_count() > 1 else {}))
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON wrote as a list was a tuple."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def load_module(path: Path) -> Any:
@@ -452,8 +464,9 @@ class Display:
                 self.console.print(f"{asked:,} steps round up to {p.steps:,}: whole calls of {p.algorithm.steps_per_call}")
         import jax
 
-        if jax.config.jax_compilation_cache_dir:
-            self.console.print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir} (--no-cache: off)")
+        kept = jax.config.values.get("jax_compilation_cache_dir")
+        if kept:
+            self.console.print(f"compiled programs are kept in {kept} (--no-cache: off)")
         if self.console.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -461,8 +474,8 @@ class Display:
                                  TextColumn("{task.fields[facts]}"), console=self.console)
             self.live.start()
 
-    def start(self, program: Any, at: int) -> None:
-        self.before, self.returns, self.printed = (0.0, at), "", time.monotonic()
+    def start(self, program: Any, at: int, clock: Any) -> None:
+        self.before, self.returns, self.printed = (clock.train, at), "", time.monotonic()
         text = f"{program.name or self.title}: compiling" + (f", going on at step {at * program.algorithm.steps_per_call:,}"
                                                              if at else "")
         if self.live:
@@ -482,8 +495,6 @@ class Display:
                 break
 
     def progress(self, program: Any, stage: Any, at: int, clock: Any) -> None:
-        if self.before[0] == 0.0:
-            self.before = (clock.train, at)  # a resumed run's earlier seconds do not count towards its speed
         seconds, calls = clock.train - self.before[0], at - self.before[1]
         rate = calls / seconds if seconds > 0 else 0.0
         per_call = program.algorithm.steps_per_call

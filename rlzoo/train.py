@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import operator
 import signal
 import sys
 import time
@@ -72,11 +73,14 @@ def train(make: Callable, config: Any, dataset: Any = None, *, sweep: dict[str, 
             env[setting.config.env] = environments.make(setting.config.env)
     programs = [Program(make, members, env[members[0].config.env], dataset, chosen, index)
                 for index, members in enumerate(_programs(settings, chosen))]
+    for program in programs:
+        machine.check_fits(program.state_bytes(), program.devices[0],
+                           f"the training states of {len(program.members)} members (replay included)")
     record = Record.open(make, config, sweep or {}, chosen, programs)
     with record, _interruptible() as stop:
         for program in programs:
             _run(program, record, chosen, stop)
-            if stop.asked:
+            if stop.agreed:
                 break
     return Run(record.dir, record.summary)
 
@@ -90,7 +94,7 @@ class Setting(NamedTuple):
 
 
 class Member(NamedTuple):
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nothing here needs
     seed: int
     config: Any
     swept: dict
@@ -138,6 +142,8 @@ class Program:
         self.name = " ".join(f"{key}={value}" for key, value in members[0].swept.items()
                              if all(m.swept[key] == value for m in members))
         self.make = make
+        if options.devices and options.devices > len(jax.devices()):
+            raise Refused(f"--devices is {options.devices}, but there are {len(jax.devices())} here")
         devices = jax.devices()[: options.devices or None]
         if jax.process_count() == 1:
             devices = devices[: len(members)]
@@ -154,6 +160,8 @@ class Program:
         self.dataset = jax.device_put(dataset, NamedSharding(self.mesh, ALL))
         self.algorithm: Algorithm = make(members[0].config, env, dataset)
         total, per_call = members[0].config.total_steps, self.algorithm.steps_per_call
+        if total < 1:
+            raise Refused(f"--total-steps is {total}; it must be at least 1")
         self.stages: list[Stage] = list(self.algorithm.stages) or [
             Stage("train", self.algorithm.step, -(-total // per_call))]  # type: ignore[arg-type]
         self.calls = sum(stage.calls for stage in self.stages)
@@ -169,6 +177,14 @@ class Program:
         """Spread a host array with a leading member axis over the devices (of all processes)."""
         return jax.make_array_from_callback(x.shape, self.sharded, lambda index: x[index])
 
+    def spread(self, x: Any) -> jax.Array:
+        """`put` an array of the real members, padded with copies of the first."""
+        return self.put(np.concatenate([x, *[x[:1]] * (len(self.seeds) - len(self.members))]))
+
+    def to_host(self, tree: Any) -> Any:
+        """NumPy copies of the real members' arrays, without the padding."""
+        return jax.tree.map(lambda x: x[: len(self.members)], to_host(tree))
+
     def state_bytes(self) -> int:
         """Bytes of all members' states on one device."""
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.state_spec)) // len(self.devices)
@@ -183,7 +199,7 @@ class Program:
 
         if jax.tree.leaves((batched, leaves))[0].shape[0] == 1:  # no batch axis inside the program
             alone = one(*jax.tree.map(lambda x: x[0], (leaves, *batched)))
-            return jax.tree.map(lambda x: x[None], alone)
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
         return jax.vmap(one)(leaves, *batched)
 
     def _init(self, seeds: Any, leaves: Any, dataset: Any) -> Any:
@@ -222,7 +238,7 @@ class Program:
 
         memory = None
         if self.algorithm.memory:
-            copies = lambda x: jnp.broadcast_to(x, (self.episodes, *x.shape))
+            copies = lambda x: jnp.broadcast_to(x, (self.episodes, *jnp.shape(x)))
             memory = flat(each(lambda alg, policy: jax.tree.map(copies, alg.memory(policy)), policies))
         returns, lengths = environments.episodes(
             self.env, act, memory, flat(jax.vmap(lambda k: jax.random.split(k, self.episodes))(keys)))
@@ -254,8 +270,8 @@ class Program:
             (MEMBERS, MEMBERS, MEMBERS, ALL, ALL, ALL), donate=(0, 1))
 
     def evaluate(self, states: Any, step: int) -> dict[str, np.ndarray]:
-        args = (states, self.seeds, self.leaves, self.dataset, np.uint32(step))
-        return to_host(self._compiled("evaluate", self._evaluate, args, (MEMBERS, MEMBERS, MEMBERS, ALL, ALL)))
+        args = (states, self.seeds, self.leaves, self.dataset, np.uint32(step % 2**32))
+        return self.to_host(self._compiled("evaluate", self._evaluate, args, (MEMBERS, MEMBERS, MEMBERS, ALL, ALL)))
 
     def totals(self, stage: int) -> dict[str, tuple]:
         """Zeros for the (sum, count) of every metric of a stage."""
@@ -271,19 +287,21 @@ class Program:
         """The hand-over before a stage: the states of all members go through the host."""
         if stage.enter is None:
             return states
-        raw = stage.enter(jax.tree.map(_as_host, states))
-        states = jax.tree.map(self._place, raw, self.state_spec)
+        states = jax.tree.map(self._place, stage.enter(self.to_host(states)), self.state_spec)
         self.state_spec = jax.eval_shape(lambda s: s, states)
         return states
 
     def _place(self, x: Any, spec: Any) -> jax.Array:
         if not jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
-            return self.put(np.asarray(x))
-        return jax.random.wrap_key_data(self.put(np.asarray(x)), impl=str(jax.random.key_impl(jax.random.key(0))))
+            return self.spread(x)
+        return jax.random.wrap_key_data(self.spread(x), impl=str(jax.random.key_impl(jax.random.key(0))))
 
     def restore(self, leaves: list[np.ndarray]) -> Any:
-        """States from the leaves of a checkpoint."""
+        """States from the leaves of a checkpoint. Raises `Refused` where they are those of something else."""
         specs, treedef = jax.tree.flatten(self.state_spec)
+        if len(leaves) != len(specs) or any(x.ndim == 0 or len(x) != len(self.members) for x in leaves):
+            raise Refused("the checkpoint holds the states of other members, or of another version of the algorithm; "
+                          "start again in another --out")
         states = jax.tree.unflatten(treedef, [self._place(x, spec) for x, spec in zip(leaves, specs, strict=True)])
         self.state_spec = jax.eval_shape(lambda s: s, states)
         return states
@@ -298,19 +316,18 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all() if floats else jnp.bool_(True)
 
 
-def _as_host(x: jax.Array) -> np.ndarray:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
-
-
 def to_host(tree: Any) -> Any:
     """NumPy copies of all members' arrays, also of those that other processes hold; keys become their raw data."""
-    return jax.tree.map(_as_host, tree)
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    raw = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+    if jax.process_count() > 1 and jax.tree.leaves(raw):
+        mesh = jax.tree.leaves(raw)[0].sharding.mesh
+        raw = jax.jit(_same, out_shardings=NamedSharding(mesh, ALL))(raw)
+    return jax.device_get(raw)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def _check_memory(executable: Any, program: Program) -> None:
@@ -340,49 +357,49 @@ def _run(program: Program, record: Record, options: Options, stop: types.SimpleN
     eval_every = in_calls(program.steps / EVAL_POINTS if options.eval_every is None else options.eval_every
                           or program.steps)
     save_every = in_calls(options.checkpoint_every) if options.checkpoint_every else program.calls
-    machine.check_fits(program.state_bytes(), program.devices[0],
-                       f"the training states of {len(program.members)} members (replay included)")
-
     saved = record.restore(program.index)
     if saved:
         at, clock, diverged, totals = saved.at, Clock(*saved.clock), saved.diverged, saved.totals
+        totals = jax.tree.map(program.spread, totals)
         states = program.restore(saved.leaves)
     else:
         at, clock, diverged, totals = 0, Clock(), np.zeros(len(program.members), bool), None
         states = program.init()
-    earlier = clock.compile
+    earlier, kept, saved_when = clock.compile, saved.at if saved else None, time.monotonic()
 
     def log(totals: Any, finite: Any, evaluate: bool) -> None:
         """Write one row a member, and note which members have diverged."""
         nonlocal clock, diverged
-        sums = to_host(totals)
+        sums = program.to_host(totals)
         row = {name: np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
                for name, (total, count) in sums.items()}
         blank = {name: count == 0 for name, (_, count) in sums.items()}
         if evaluate:
-            began = time.perf_counter()
-            found = program.evaluate(states, at * program.algorithm.steps_per_call)
-            clock = clock._replace(eval=clock.eval + time.perf_counter() - began)
-            row |= found
+            began, before = time.perf_counter(), program.compile_seconds
+            row |= program.evaluate(states, at * program.algorithm.steps_per_call)
+            seconds = time.perf_counter() - began - (program.compile_seconds - before)
+            clock = clock._replace(eval=clock.eval + seconds, compile=earlier + program.compile_seconds)
         bad = [~np.isfinite(total) for name, (total, _) in sums.items() if name.startswith("loss/")]
-        now = np.any([*bad, ~_as_host(finite)], axis=0)[: len(program.members)]
-        diverged = diverged | now
+        diverged = diverged | np.any([*bad, ~program.to_host(finite)], axis=0)
         record.rows(program, at, row, blank, diverged, clock)
 
     def save() -> None:
-        record.save(program, Saved(at, to_host(jax.tree.leaves(states)), to_host(totals), diverged, tuple(clock)))
+        nonlocal kept, saved_when
+        leaves = program.to_host(jax.tree.leaves(states))
+        record.save(program, Saved(at, leaves, program.to_host(totals), diverged, tuple(clock)))
+        kept, saved_when = at, time.monotonic()
 
-    record.start(program, at)
+    record.start(program, at, clock)
     if at == 0 and options.eval_every != 0:
         log({}, program.put(np.ones(len(program.seeds), bool)), evaluate=True)
-    first, burst, saved_when = 0, 1, time.monotonic()
+    first, burst = 0, 1
     for number, stage in enumerate(program.stages):
         last = first + stage.calls
         if at == first:
             states, totals = program.enter(stage, states), None
-        if at < last:
-            totals = program.totals(number) if totals is None else jax.tree.map(program.put, totals)
-        while at < last and not stop.asked:
+        if first <= at < last and totals is None:
+            totals = program.totals(number)
+        while at < last and not stop.agreed:
             until = min(at + burst, last, *(at - at % every + every for every in (log_every, eval_every, save_every)))
             began = time.perf_counter()
             before = program.compile_seconds
@@ -393,7 +410,7 @@ def _run(program: Program, record: Record, options: Options, stop: types.SimpleN
             clock = clock._replace(train=clock.train + seconds, compile=earlier + program.compile_seconds)
             burst = int(np.clip(DISPATCH_SECONDS * (until - at) / max(seconds, 1e-6), 1, 16 * burst))
             due = time.monotonic() - saved_when > CHECKPOINT_SECONDS and not options.checkpoint_every
-            burst, due, stop.asked = _agree(burst, due, stop.asked)
+            burst, due, stop.agreed = _agree(burst, due, stop.asked)
             at = until
             evaluate = at % eval_every == 0 or at == program.calls
             if evaluate or at % log_every == 0 or at == last:
@@ -402,11 +419,11 @@ def _run(program: Program, record: Record, options: Options, stop: types.SimpleN
             record.progress(program, stage, at, clock)
             if (due or at % save_every == 0) and at < program.calls:
                 save()
-                saved_when = time.monotonic()
-        if stop.asked:
+        if stop.agreed:
             break
-        first, totals = last, (totals if last == program.calls else None)
-    save()
+        first = last
+    if kept != at:
+        save()
 
 
 def _agree(*values: Any) -> tuple:
@@ -421,7 +438,7 @@ def _agree(*values: Any) -> tuple:
 @contextlib.contextmanager
 def _interruptible() -> Iterator[types.SimpleNamespace]:
     """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
-    stop = types.SimpleNamespace(asked=False)
+    stop = types.SimpleNamespace(asked=False, agreed=False)  # agreed: by all processes, at the same call
 
     def ask(number: int, frame: Any) -> None:
         if stop.asked and number == signal.SIGINT:
@@ -471,7 +488,7 @@ def load(run: str | Path, member: int = 0, full: bool = False) -> Any:
     module = record.module()
     config = record.config(module.Config)
     settings = _settings(config, record.sweep)
-    options = dataclasses.replace(record.options, cache=False)
+    options = dataclasses.replace(record.options, devices=1)
     for index, members in enumerate(_programs(settings, options)):
         for place, found in enumerate(members):
             if found.index == member:
@@ -481,7 +498,7 @@ def load(run: str | Path, member: int = 0, full: bool = False) -> Any:
                     raise Refused(f"{record.dir} has no checkpoint for member {member}")
                 states = program.restore(saved.leaves)
                 algorithm = module.make(found.config, program.env, None)
-                state = jax.tree.map(lambda x: x[place], states)
+                state = jax.tree.map(operator.itemgetter(place), states)
                 return Loaded(jax.jit(algorithm.act), state if full else algorithm.policy(state))
     raise Refused(f"{record.dir} has no member {member}; it has {len(settings) * options.seeds}, counted from 0")
 

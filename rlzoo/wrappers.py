@@ -1,14 +1,15 @@
 """Wrappers around one gymnax environment, brax behind the same interface, and running normalisation.
 
 A wrapper is itself a gymnax `Environment`: what it remembers lives in its state, so it maps over environments
-and members like any other. Normalisation statistics belong to the whole batch of environments, so they are plain
-pytrees that the algorithm keeps in its training state: `RunningStats` and `RewardScale`.
+and members like any other. Normalisation statistics belong to the whole batch of environments, so they are
+plain pytrees that the algorithm keeps in its training state: `RunningStats` and `RewardScale`.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
@@ -64,8 +65,8 @@ class Remembering(Wrapper):
 
 
 def time_limit(env: Any, params: Any) -> Any:
-    """The number of steps after which `env` truncates an episode."""
-    return env.max_steps(params) if isinstance(env, Wrapper) else params.max_steps_in_episode
+    """The number of steps after which `env` truncates an episode: NumPy, so known inside a trace too."""
+    return env.max_steps(params) if isinstance(env, Wrapper) else np.asarray(params.max_steps_in_episode)
 
 
 class Sticky(Remembering):
@@ -73,7 +74,7 @@ class Sticky(Remembering):
 
     def __init__(self, env: Any, probability: float):
         super().__init__(env)
-        if not 0 <= probability < 1:
+        if not isinstance(probability, int | float) or not 0 <= probability < 1:
             raise Refused(f"sticky={probability!r} must be a probability in [0, 1)")
         self.probability = probability
 
@@ -99,7 +100,8 @@ class ActionRepeat(Wrapper):
         self.times = _positive_int("repeat", times)
 
     def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
-        first = self.env.step_env(key, state, action, params)
+        keys = jax.random.split(key, self.times)
+        first = self.env.step_env(keys[0], state, action, params)
 
         def again(carry: tuple, key: jax.Array) -> tuple:
             obs, state, reward, terminated, info = carry
@@ -109,8 +111,7 @@ class ActionRepeat(Wrapper):
                                 (obs2, state2, terminated2, info2))
             return (*kept[:2], reward + jnp.where(over, 0, reward2), *kept[2:]), None
 
-        keys = jax.random.split(jax.random.fold_in(key, 1), self.times - 1)
-        return jax.lax.scan(again, jax.tree.map(jnp.asarray, first), keys)[0]
+        return jax.lax.scan(again, jax.tree.map(jnp.asarray, first), keys[1:])[0]
 
     def max_steps(self, params: Any) -> Any:
         return -(-time_limit(self.env, params) // self.times)
@@ -135,7 +136,7 @@ class TimeLimit(Remembering):
         return (state.extra >= self.steps) | super().is_truncated(state, params)
 
     def max_steps(self, params: Any) -> Any:
-        return jnp.minimum(self.steps, time_limit(self.env, params))
+        return np.minimum(self.steps, time_limit(self.env, params))
 
 
 class ClipReward(Wrapper):
@@ -143,7 +144,7 @@ class ClipReward(Wrapper):
 
     def __init__(self, env: Any, bound: float):
         super().__init__(env)
-        if not bound > 0:
+        if not isinstance(bound, int | float) or not bound > 0:
             raise Refused(f"clip={bound!r} must be a positive number")
         self.bound = bound
 
@@ -182,7 +183,7 @@ class FrameStack(Remembering):
 
 
 class OneHot(Wrapper):
-    """A whole-number observation as a float32 one-hot vector. `make` applies it where the space is discrete."""
+    """A whole-number observation as a float32 one-hot vector; `make` puts it on discrete spaces."""
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple:
         obs, state = self.env.reset_env(key, params)
@@ -250,9 +251,15 @@ class Brax(environment.Environment):
         return spaces.Box(-jnp.inf, jnp.inf, (self.sizes[0],))
 
 
-BY_OPTION = {"repeat": ActionRepeat, "sticky": Sticky, "limit": TimeLimit, "stack": FrameStack, "clip": ClipReward}
-"""Wrappers that an environment id can ask for, in the order in which they are put on, innermost first. `clip` comes
-last: only the outermost wrapper's `score`, the unclipped reward, reaches the stepper."""
+BY_OPTION = {
+    "repeat": ActionRepeat,
+    "sticky": Sticky,
+    "limit": TimeLimit,
+    "stack": FrameStack,
+    "clip": ClipReward,
+}
+"""Wrappers that an environment id can ask for, in the order in which they are put on, innermost first. `clip`
+comes last: only the outermost wrapper's `score`, the unclipped reward, reaches the stepper."""
 
 
 def _positive_int(option: str, value: Any) -> int:
@@ -261,15 +268,15 @@ def _positive_int(option: str, value: Any) -> int:
     return value
 
 
-# ---- running normalisation ------------------------------------------------------------------------------------
+# ---- running normalisation ------------------------------------------------------------------------------
 
 
 @struct.dataclass
 class RunningStats:
     """Mean and variance of everything seen so far (Chan et al.'s parallel update), leaf by leaf.
 
-    `mean` and `var` have the shape of one example, `count` is a float32 scalar. With nothing seen, `normalize`
-    is the identity.
+    `mean` and `var` have the shape of one example, `count` is a float32 scalar. With nothing seen,
+    `normalize` only clips.
     """
 
     mean: Any
@@ -323,6 +330,7 @@ class RewardScale:
             ret = x[0] + discount * ret
             return jnp.where(x[1], 0.0, ret), ret
 
+        returns: jax.Array
         last, returns = jax.lax.scan(body, self.returns, (reward, done))
         stats = self.stats.update(returns)
         return RewardScale(stats, last), jnp.clip(reward / jnp.sqrt(stats.var + 1e-8), -10.0, 10.0)

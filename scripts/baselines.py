@@ -1,0 +1,90 @@
+"""The studies in results/baselines: every algorithm on the environments it should solve, 10 seeds, last iterate.
+
+    python scripts/baselines.py            # all of them; what is done already is skipped
+    python scripts/baselines.py --only ppo-cartpole
+
+Each study is one command line, kept in its config.json; this script runs it, keeps its record in
+results/baselines/<study>/ and writes the table and the curves. Seconds and steps/s are of the machine that the table
+names, and only as good as it was idle.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rlzoo import report
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "baselines"
+MINATAR = ["--num-envs", "64", "--minibatches", "8", "--learning-rate", "5e-3"]
+
+STUDIES = {  # name -> (algorithm, flags, goal)
+    "ppo-cartpole": ("ppo", ["--env", "CartPole-v1", "--total-steps", "500_000"], "IQM >= 490"),
+    "dqn-cartpole": ("dqn", ["--env", "CartPole-v1", "--total-steps", "500_000"], "IQM >= 490"),
+    "ppo-pendulum": ("ppo", [
+        "--env", "Pendulum-v1", "--total-steps", "300_000", "--num-steps", "1024", "--minibatches", "64",
+        "--epochs", "10", "--discount", "0.9", "--learning-rate", "1e-3", "--entropy-coef", "0"], "IQM >= -200"),
+    "ppo-breakout": ("ppo", ["--env", "Breakout-MinAtar", "--total-steps", "3_000_000", *MINATAR],
+                     "at 1e7 steps, gymnax's published checkpoint: 28"),
+    "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "2_000_000", *MINATAR],
+                          "at 1e7 steps, gymnax's published checkpoint: 131"),
+}
+
+
+def run(name: str, processes: int) -> None:
+    algorithm, flags, _ = STUDIES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder) / name
+        command = [sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), *flags, "--seeds", "10",
+                   "--eval-episodes", "128", "--processes", str(processes), "--out", str(work)]
+        subprocess.run(command, check=True)
+        target = OUT / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for file in ("config.json", "metrics.csv", "summary.json", "curve.png"):
+            shutil.copy(work / file, target / file)
+        config = json.loads((target / "config.json").read_text())
+        config["command"] = f"python algorithms/{algorithm}.py {' '.join(command[2:-2])}"
+        (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def write_table() -> None:
+    done = [name for name in STUDIES if (OUT / name / "summary.json").exists()]
+    lines = [
+        "# Baselines", "",
+        "Claim: each algorithm solves the standard tasks at its defaults or the flags shown. Ten seeds, the last iterate "
+        "(no choice of the best checkpoint), 128 episodes of the greedy policy for each seed. IQM with its 95% stratified "
+        "bootstrap interval.", "", "Made by `python scripts/baselines.py`. The steps are environment steps of each seed.", "",
+        "| study | goal | IQM return | 95% interval | mean ± std | steps | steps/s, all seeds | seconds | command |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in done:
+        summary = json.loads((OUT / name / "summary.json").read_text())
+        config = json.loads((OUT / name / "config.json").read_text())
+        score = summary["eval/return"][0]
+        lines.append(
+            f"| {name} | {STUDIES[name][2]} | {score['iqm']:.1f} | {score['low']:.1f} to {score['high']:.1f} | "
+            f"{score['mean']:.1f} ± {score['std']:.1f} | {summary['steps']:,} | {summary['steps_per_second']:,.0f} | "
+            f"{summary['train_seconds']:.0f} | `{config['command']}` |")
+    hardware = json.loads((OUT / done[-1] / "config.json").read_text())
+    lines += ["", f"Hardware: {hardware['hardware']['cpu']}, {hardware['hardware']['cores']} cores, no accelerator; "
+              f"jax {hardware['versions']['jax']}, Python {hardware['versions']['python']}.", ""]
+    lines += [f"![{name}]({name}/curve.png)" for name in done]
+    (OUT / "README.md").write_text("\n".join(lines) + "\n")
+    report.plot_curves([report.read_run(OUT / name) for name in ("ppo-cartpole", "dqn-cartpole") if name in done],
+                       OUT / "curves.png", title="CartPole-v1")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    for study in arguments.only:
+        if not (OUT / study / "summary.json").exists():
+            run(study, arguments.processes)
+    write_table()

@@ -1,0 +1,142 @@
+"""Every brax environment on every backend, through `rlzoo.make`: does it run, how long to compile, how fast.
+
+    python scripts/bench_brax.py                        # all; rows that results/brax/table.csv has are kept
+    python scripts/bench_brax.py --only hopper:spring   # environments whose name contains this
+
+Each pair runs in a process of its own, which is stopped after --limit seconds. The program compiled is a
+rollout of 64 environments over 16 steps with random actions and auto-reset. Rows stand in
+results/brax/table.csv, the table in results/brax/README.md; both are written after every row.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+OUT = Path(__file__).resolve().parent.parent / "results" / "brax"
+FIELDS = ["env", "backend", "status", "compile_seconds", "steps_per_second", "jax", "brax", "hardware"]
+NUM_ENVS, LENGTH = 64, 16
+
+
+def measure(id: str) -> dict:
+    """One row, measured in this process."""
+    import importlib.metadata
+
+    import jax
+    import jax.numpy as jnp
+
+    import rlzoo
+    from rlzoo import machine
+
+    env = rlzoo.make(id)
+    draw = lambda obs, key: (jax.random.uniform(key, (NUM_ENVS, env.action_dim), minval=-1.0), None)
+
+    @jax.jit
+    def rollout(state, key, t):
+        act_key, key = jax.random.split(key)
+        state, steps, _, _ = env.rollout(state, draw, jax.random.split(act_key, LENGTH), key, LENGTH, t)
+        good = jax.tree.map(lambda x: jnp.isfinite(x).all(), (steps.next_obs, steps.reward))
+        return state, jnp.stack(jax.tree.leaves(good)).all()
+
+    start = time.perf_counter()
+    state = jax.jit(env.reset, static_argnums=1)(jax.random.key(0), NUM_ENVS)
+    compiled = rollout.lower(state, jax.random.key(1), jnp.int32(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    state, finite = jax.block_until_ready(compiled(state, jax.random.key(1), jnp.int32(0)))
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 2:
+        calls += 1
+        state, still = jax.block_until_ready(compiled(state, jax.random.key(1 + calls), jnp.int32(calls)))
+        finite &= still
+    speed = calls * NUM_ENVS * LENGTH / (time.perf_counter() - start)
+    facts = machine.describe()
+    cpu = f"{facts['cpu']}, {facts['cores']} cores, {os.environ.get('PJRT_NPROC', 'all')} used"
+    return {
+        "status": "ok" if finite else "not finite",
+        "compile_seconds": round(compile_seconds, 1),
+        "steps_per_second": round(speed),
+        "jax": jax.__version__,
+        "brax": importlib.metadata.version("brax"),
+        "hardware": cpu if facts["backend"] == "cpu" else ", ".join(facts["devices"]),
+    }
+
+
+def row(env: str, backend: str, limit: float) -> dict:
+    """One row, measured in a process of its own."""
+    command = [sys.executable, __file__, "--measure", f"brax/{env}:{backend}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:  # run() has killed it
+        found = {"status": f"over {limit:g} s"}
+    else:
+        lines = done.stdout.strip().splitlines()
+        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        found = json.loads(lines[-1]) if done.returncode == 0 else {"status": f"failed: {error[:120]}"}
+    return {"env": env, "backend": backend} | found
+
+
+def write(rows: list[dict], limit: float) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows = sorted(rows, key=lambda r: (r["env"], r["backend"]))
+    with (OUT / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    ok = [r for r in rows if r["status"] == "ok"]
+    backends = sorted({r["backend"] for r in rows})
+    cell = lambda r: (f"{r['compile_seconds']} s, {int(r['steps_per_second']):,}/s" if r["status"] == "ok"
+                      else r["status"])
+    by_pair = {(r["env"], r["backend"]): cell(r) for r in rows}
+    versions = sorted({f"jax {r['jax']}, brax {r['brax']}, {r['hardware']}" for r in ok})
+    lines = [
+        "# brax through rlzoo",
+        "",
+        f"Claim: {len(ok)} of the {len(rows)} pairs of brax environment and backend that were tried compile "
+        f"and run through `rlzoo.make` within {limit:g} s, with finite observations and rewards.",
+        "",
+        "Command: `python scripts/bench_brax.py`",
+        "",
+        f"Hardware and versions: {'; '.join(versions)}. The machine was shared with other work and "
+        "this ran at the lowest priority, so times are upper bounds.",
+        "",
+        f"Each cell: seconds to compile reset and rollout ({NUM_ENVS} environments x {LENGTH} steps, random "
+        "actions, auto-reset), and environment steps per second once compiled.",
+        "",
+        f"| env | {' | '.join(backends)} |",
+        "|---" * (len(backends) + 1) + "|",
+        *(f"| {env} | {' | '.join(by_pair.get((env, backend), '') for backend in backends)} |"
+          for env in sorted({r["env"] for r in rows})),
+        "",
+    ]
+    (OUT / "README.md").write_text("\n".join(lines))
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--only", default="", help="run only pairs whose env:backend contains this")
+    parser.add_argument("--limit", type=float, default=150, help="seconds for each pair")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return
+    from rlzoo.env import BACKENDS, BRAX
+
+    table = OUT / "table.csv"
+    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    have = {(r["env"], r["backend"]) for r in rows}
+    for env in BRAX:
+        for backend in BACKENDS:
+            if args.only in f"{env}:{backend}" and (env, backend) not in have:
+                rows.append(row(env, backend, args.limit))
+                print(rows[-1], flush=True)
+                write(rows, args.limit)
+
+
+if __name__ == "__main__":
+    main()

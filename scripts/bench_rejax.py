@@ -1,0 +1,88 @@
+"""Speed against rejax 0.1.3 at equal hyper-parameters and update ratio, as ratios in one run.
+
+    python scripts/bench_rejax.py                # about ten minutes on 2 idle cores
+
+Both sides run in turn, `REPEATS` times, each in a process of its own with a cold compilation cache; the table gives
+medians and the ratio of the medians. rlzoo spreads many seeds over one process per core (`--processes`), rejax uses
+XLA's own threads, as a user of each would. What could not be made equal is listed below the table.
+"""
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from peers import peer_python
+
+from rlzoo import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "speed"
+REPEATS = 3
+CASES = [("ppo", 1, 500_000), ("ppo", 32, 100_000), ("dqn", 1, 100_000), ("dqn", 32, 20_000)]
+
+
+def ours(algorithm: str, seeds: int, steps: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        processes = min(seeds, machine.cores())
+        subprocess.run([
+            sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--seeds", str(seeds), "--total-steps",
+            str(steps), "--eval-every", "0", "--eval-episodes", "1", "--no-cache", "--quiet", "--processes",
+            str(processes), "--out", f"{folder}/run"], check=True, timeout=600)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    return {"steps": summary["steps_per_second"], "updates": summary["updates_per_second"],
+            "compile": summary["compile_seconds"]}
+
+
+def rejax(algorithm: str, seeds: int, steps: int) -> dict:
+    done = subprocess.run(
+        [str(peer_python("rejax")), str(ROOT / "scripts" / "peer_rejax.py"), algorithm, "--seeds", str(seeds), "--steps",
+         str(steps), "--repeat", "2", "--eval-episodes", "0"], capture_output=True, text=True, check=True, timeout=600)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {"steps": found["env_steps_per_second"], "updates": found["updates_per_second"],
+            "compile": found["trace_seconds"] + found["compile_seconds"], "differences": found["differences"]}
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows, notes = [], {}
+    for algorithm, seeds, steps in CASES:
+        runs: dict[str, list[dict]] = {"rlzoo": [], "rejax": []}
+        for _ in range(REPEATS):
+            for name, measure in (("rlzoo", ours), ("rejax", rejax)):
+                runs[name].append(measure(algorithm, seeds, steps))
+                print(algorithm, seeds, name, {k: round(v, 1) for k, v in runs[name][-1].items() if k != "differences"},
+                      flush=True)
+        notes[algorithm] = runs["rejax"][0]["differences"]
+        median = {name: {key: statistics.median(run[key] for run in found) for key in ("steps", "updates", "compile")}
+                  for name, found in runs.items()}
+        rows.append({"algorithm": algorithm, "seeds": seeds, "steps of each seed": steps} | {
+            f"{name} {key}": round(median[name][key], 1) for key in ("steps", "updates", "compile") for name in median} | {
+            "ratio of steps/s": round(median["rlzoo"]["steps"] / median["rejax"]["steps"], 2)})
+    with (OUT / "rejax.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    hardware = machine.describe()
+    lines = [
+        "# Speed against rejax 0.1.3", "",
+        "CartPole-v1, equal hyper-parameters and update ratio, no evaluation inside the timed part. Medians of "
+        f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
+        "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation).", "",
+        "Made by `python scripts/bench_rejax.py`. "
+        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.", "",
+        "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
+        *("| " + " | ".join(f"{v:,}" if isinstance(v, (int, float)) else str(v) for v in row.values()) + " |"
+          for row in rows), "",
+    ]
+    for algorithm, differences in notes.items():
+        lines += [f"Not equal in {algorithm}:", "", *(f"- {text}" for text in differences), ""]
+    (OUT / "README.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

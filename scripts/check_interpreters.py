@@ -1,0 +1,51 @@
+"""A smoke suite on every interpreter from 3.11 to 3.13 that this machine has: install, list, train, load.
+
+    python scripts/check_interpreters.py
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = """
+import sys, jax, rlzoo
+from rlzoo.cli import find
+from rlzoo.record import load_module
+for name in ("ppo", "dqn"):
+    module = load_module(find(name))
+    run = rlzoo.train(module.make, module.Config(total_steps=6_000), seeds=2, out=f"{sys.argv[1]}/{name}", quiet=True)
+    act, policy = rlzoo.load(run.dir)
+    print(name, run.summary["status"], "jax", jax.__version__, int(act(policy, jax.numpy.zeros(4), jax.random.key(0))))
+"""
+
+
+def interpreters() -> list[str]:
+    found = []
+    for minor in (11, 12, 13):
+        name = f"python3.{minor}"
+        places = [shutil.which(name), *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/{name}"))]
+        for place in filter(None, places):
+            works = subprocess.run([place, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True)
+            if works.returncode == 0 and works.stdout.strip() == str(minor):
+                found.append(place)
+                break
+    return found
+
+
+def main() -> None:
+    for interpreter in interpreters():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([interpreter, "-m", "venv", f"{folder}/venv"], check=True)
+            python = f"{folder}/venv/bin/python"
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT)], check=True)
+            done = subprocess.run([python, "-c", SMOKE, folder], cwd=folder, timeout=600, capture_output=True, text=True)
+            print(f"{interpreter}: {'passed' if done.returncode == 0 else 'FAILED'}\n{done.stdout}{done.stderr[-2000:]}")
+            if done.returncode:
+                sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

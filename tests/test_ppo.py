@@ -1,0 +1,308 @@
+"""PPO: its losses against NumPy, its values on probe environments whose values are known."""
+
+import dataclasses
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import PROBES
+from together import learn, quick_jit
+
+import rlzoo
+from rlzoo.algorithms import ppo
+from rlzoo.env import Transition, done
+from rlzoo.wrappers import RunningStats
+
+GAMMA = 0.9
+
+
+# ---- advantages -----------------------------------------------------------------------------------------------
+
+
+def gae_reference(reward, value, next_value, terminated, over, discount, lam, bootstrap_over=True):
+    advantage, out = np.zeros(reward.shape[1]), np.zeros(reward.shape)
+    for i in reversed(range(len(reward))):
+        alive = 1.0 - (terminated if bootstrap_over else over)[i]
+        delta = reward[i] + discount * alive * next_value[i] - value[i]
+        advantage = delta + discount * lam * (1.0 - over[i]) * advantage
+        out[i] = advantage
+    return out
+
+
+@pytest.mark.parametrize("kind", ["terminated", "truncated", "both", "never"])
+def test_gae_is_the_plain_loop(kind):
+    rng = np.random.default_rng(0)
+    reward, value, next_value = rng.normal(size=(3, 37, 5))
+    ends, which = rng.random((37, 5)) < 0.2, rng.random((37, 5)) < 0.5
+    terminated = ends & {"terminated": True, "truncated": False, "both": which, "never": False}[kind]
+    over = ends & (kind != "never")
+    args = (reward, value, next_value, terminated, over, 0.97, 0.9)
+    found = quick_jit(ppo.gae)(*(x.astype(np.float32) for x in args[:3]), *args[3:])
+    np.testing.assert_allclose(found, gae_reference(*args), rtol=1e-4, atol=1e-5)
+    if kind in ("truncated", "both"):  # masking the bootstrap with `done` is the bug this guards against
+        naive = gae_reference(*args, bootstrap_over=False)
+        assert np.abs(found - naive).max() > 0.1
+
+
+def rollout_like(rng, length, num_envs, limit, obs_shape, end_rate):
+    """Transitions as a rollout of an environment with a time limit gives them, cut in at any time of an episode."""
+    obs = rng.normal(size=(length + 1, num_envs, *obs_shape)).astype(np.float32)
+    next_obs = obs[1:].copy()
+    terminated, truncated = np.zeros((2, length, num_envs), bool)
+    time = rng.integers(0, limit, num_envs)
+    for i in range(length):
+        time += 1
+        terminated[i] = rng.random(num_envs) < end_rate
+        truncated[i] = (time >= limit) & ~terminated[i]
+        over = terminated[i] | truncated[i]
+        next_obs[i, over] = rng.normal(size=(over.sum(), *obs_shape))
+        time[over] = 0
+    zeros = np.zeros((length, num_envs), np.float32)
+    return Transition(obs[:-1], zeros, zeros, terminated, truncated, next_obs)
+
+
+@pytest.mark.parametrize(("length", "limit", "obs_shape", "end_rate"), [
+    (20, 3, (2,), 0.0), (20, 3, (2,), 0.3), (20, 1, (2,), 0.2), (16, 16, (2,), 0.05), (8, 100, (2,), 0.2),
+    (15, 4, (4, 4, 2), 0.1), (1, 5, (2,), 0.3),
+])
+def test_successor_values_are_those_of_every_true_successor(length, limit, obs_shape, end_rate):
+    rng = np.random.default_rng(length * limit)
+    steps = rollout_like(rng, length, 64, limit, obs_shape, end_rate)
+    judge = lambda obs: jnp.sin(obs.reshape(*obs.shape[:2], -1) * 3.0).sum(-1)
+
+    @quick_jit
+    def both(steps):
+        value = judge(steps.obs)
+        return value, ppo.successor_values(value, steps, judge, limit), judge(steps.next_obs)
+
+    value, found, direct = map(np.asarray, both(steps))
+    assert found.shape == value.shape
+    assert steps.truncated[-1].any() or limit > length
+    asked = ~steps.terminated  # gae never uses the others
+    np.testing.assert_allclose(found[asked], direct[asked], rtol=1e-5, atol=1e-6)
+    shifted = np.append(value[1:], direct[-1:], 0)  # the naive variant: the observation acted on next
+    if steps.truncated[:-1].any():
+        assert np.abs(shifted - direct)[asked].max() > 0.1
+
+
+def test_successor_values_where_the_time_limit_differs_between_environments():
+    env = rlzoo.make("CartPole-v1").replace(max_steps_in_episode=jnp.array([3, 50]))
+    judge = lambda obs: obs.sum(-1)
+
+    @quick_jit
+    def run(key):
+        actions = jnp.arange(20)[:, None].repeat(2, 1) % 2
+        steps = env.rollout(env.reset(key, 2), lambda obs, a: (a, None), actions, key, 20, 0)[1]
+        by = lambda limit: ppo.successor_values(judge(steps.obs), steps, judge, limit)
+        return steps, judge(steps.next_obs), by(3), by(50)
+
+    steps, right, by_shortest, by_longest = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    assert steps.truncated[:, 0].sum() == 6
+    asked = ~steps.terminated
+    np.testing.assert_allclose(by_shortest[asked], right[asked], rtol=1e-5, atol=1e-6)
+    assert np.abs(by_longest - right)[asked].max() > 1e-3
+    # and `make` hands over the shortest limit
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = ppo.successor_values
+        patch.setattr(ppo, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1])
+        alg = ppo.make(ppo.Config(num_envs=2, num_steps=8), env)
+        jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
+    assert seen == [3]
+
+
+# ---- distributions and the loss -------------------------------------------------------------------------------
+
+
+def test_log_prob_and_entropy_are_those_of_distrax():
+    rng = np.random.default_rng(0)
+    head = jnp.asarray(rng.normal(size=(7, 5)) * 3, jnp.float32)
+    action = jnp.asarray(rng.integers(0, 5, 7))
+    ours = quick_jit(ppo.log_prob_and_entropy)
+    theirs = quick_jit(lambda d, action: (d.log_prob(action), d.entropy()))
+    for found, wanted in zip(ours(head, None, action), theirs(distrax.Categorical(head), action), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+    log_std = jnp.asarray(rng.normal(size=5), jnp.float32)
+    action = jnp.asarray(rng.normal(size=(7, 5)) * 2, jnp.float32)
+    gaussian = quick_jit(lambda head, log_std, action: theirs(
+        distrax.MultivariateNormalDiag(head, jnp.exp(log_std)), action))
+    for found, wanted in zip(ours(head, log_std, action), gaussian(head, log_std, action), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def linear(params, obs):
+    return obs @ params
+
+
+def loss_case(discrete, n=64):
+    rng = np.random.default_rng(1)
+    f = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    params = ppo.Params(f(4, 3), f(4, 1), None if discrete else 0.3 * f(3))
+    obs = f(n, 4)
+    action = rng.integers(0, 3, n) if discrete else obs @ params.actor + f(n, 3)
+    log_prob, _ = quick_jit(ppo.log_prob_and_entropy)(obs @ params.actor, params.log_std, action)
+    batch = ppo.Batch(obs, action, np.asarray(log_prob) + 0.3 * f(n), 2 * f(n) + 1, f(n))
+    config = ppo.Config(clip=0.15, value_coef=0.7, entropy_coef=0.03)
+    return jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, batch), config
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_loss_and_metrics_are_the_numpy_reference(discrete):
+    params, batch, config = loss_case(discrete)
+    total, metrics = quick_jit(lambda p, b: ppo.loss(p, b, linear, linear, config))(params, batch)
+    p, b = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, batch))
+    head = b.obs @ p.actor
+    if discrete:
+        probs = np.exp(head) / np.exp(head).sum(-1, keepdims=True)
+        log_prob = np.log(probs[np.arange(len(head)), b.action.astype(int)])
+        entropy = -(probs * np.log(probs)).sum(-1)
+    else:
+        std = np.exp(p.log_std)
+        log_prob = (-0.5 * ((b.action - head) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
+        entropy = np.full(len(head), (0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum())
+    ratio = np.exp(log_prob - b.log_prob)
+    advantage = (b.advantage - b.advantage.mean()) / b.advantage.std()
+    surrogate = [min(r * a, min(max(r, 0.85), 1.15) * a) for r, a in zip(ratio, advantage, strict=True)]
+    policy = -np.mean(surrogate)
+    value = 0.5 * np.mean(((b.obs @ p.critic)[:, 0] - b.target) ** 2)
+    kl = np.mean(ratio - 1 - np.log(ratio))
+    clipped = np.mean((ratio < 0.85) | (ratio > 1.15))
+    assert 0.1 < clipped < 0.9
+    np.testing.assert_allclose(total, policy + 0.7 * value - 0.03 * entropy.mean(), rtol=1e-4)
+    assert ppo.METRICS == ("loss/policy", "loss/value", "entropy", "kl", "clipped")
+    np.testing.assert_allclose(metrics, [policy, value, entropy.mean(), kl, clipped], rtol=1e-3, atol=1e-5)
+
+
+def test_clipped_samples_have_no_gradient():
+    params, batch, _ = loss_case(True)
+    config = ppo.Config(clip=0.2, entropy_coef=0.0, value_coef=0.0)
+    log_prob, _ = quick_jit(ppo.log_prob_and_entropy)(batch.obs @ params.actor, None, batch.action)
+    sign = np.where(np.arange(len(log_prob)) % 2 == 0, 1.0, -1.0).astype(np.float32)
+    slope = quick_jit(jax.grad(lambda p, b: ppo.loss(p, b, linear, linear, config)[0]))
+
+    def gradient(log_ratio):
+        moved = batch._replace(advantage=sign, log_prob=log_prob - log_ratio)
+        return np.abs(slope(params, moved).actor).max()
+
+    assert gradient(0.5 * sign) == 0.0  # beyond the range, where the advantage would drive it on
+    assert gradient(-0.5 * sign) > 1e-3  # beyond the range on the wrong side: pulled back
+    assert gradient(0.05 * sign) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 100])
+def test_shuffles_are_uniform_permutations(size):
+    count = 4000
+    rows = np.asarray(quick_jit(ppo.shuffles, static_argnums=(1, 2))(jax.random.key(3), count, size))
+    assert rows.shape == (count, size) and rows.dtype == np.int32
+    assert (np.sort(rows, 1) == np.arange(size)).all()
+    if size > 5:
+        assert len(np.unique(rows, axis=0)) > 2600  # of 7! = 5040, 4000 draws find 2761 on average
+    seen = np.zeros((size, size))  # how often value v stands at position p
+    np.add.at(seen, (np.broadcast_to(np.arange(size), rows.shape), rows), 1)
+    expected, freedom = count / size, (size - 1) ** 2
+    chi2 = ((seen - expected) ** 2 / expected).sum()
+    assert abs(chi2 - freedom) <= 5 * np.sqrt(2 * freedom)
+
+
+# ---- probe environments ---------------------------------------------------------------------------------------
+
+TINY = ppo.Config(total_steps=100 * 128, num_envs=8, num_steps=16, epochs=4, minibatches=2, hidden=(16,),
+                  learning_rate=0.02, discount=GAMMA, entropy_coef=0.0)
+
+
+OBS = jnp.array([[-1.0], [0.0], [1.0]])
+
+
+def values(learnt, member):
+    """The critic's at observations -1, 0 and 1."""
+    params = jax.tree.map(lambda x: x[member], learnt.state.params.critic)
+    return np.asarray(ppo.MLP(TINY.hidden, 1, 1.0).apply(params, OBS))[:, 0]
+
+
+@pytest.fixture(scope="module")
+def discrete():
+    return learn(ppo.make, TINY, [*PROBES, "probe-time-limit naive"])
+
+
+@pytest.fixture(scope="module")
+def continuous():
+    return learn(ppo.make, TINY, [*PROBES], continuous=True)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_values_of_the_probes(kind, request):
+    learnt = request.getfixturevalue(kind)
+    one_step, two_step, obs, action, limit = (values(learnt, i) for i in range(5))
+    np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
+    np.testing.assert_allclose(two_step[1:], [GAMMA, 1.0], atol=0.05)
+    np.testing.assert_allclose(obs[[0, 2]], [-1.0, 1.0], atol=0.1)
+    np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.05)
+    if kind == "discrete":
+        np.testing.assert_allclose(action[[0, 2]], [1.0, 1.0], atol=0.1)
+
+
+def test_actions_follow_the_reward(discrete, continuous):
+    assert discrete.actions[3, [0, 2]].tolist() == [0, 1]
+    np.testing.assert_allclose(continuous.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
+
+
+def test_time_limit_taken_as_the_end_is_missed(discrete):
+    assert values(discrete, 5)[1] < 0.5 / (1 - GAMMA)
+
+
+# ---- the rest of make -----------------------------------------------------------------------------------------
+
+
+def test_learning_rate_falls_linearly_to_zero():
+    env, calls = rlzoo.make("probe-one-step"), 1000
+    config = dataclasses.replace(TINY, total_steps=calls * 16, num_envs=2, num_steps=8, epochs=1, minibatches=1)
+
+    def mover(anneal):
+        """How far one call at t moves a parameter: from the same state Adam's direction is the same."""
+        alg = ppo.make(dataclasses.replace(config, anneal=anneal), env)
+        state = alg.init(jax.random.key(0))
+        bias = lambda state: state.params.critic["params"]["bias"]
+        return quick_jit(lambda t: bias(alg.step(state, t)[0]) - bias(state))
+
+    falling, constant = mover(True), mover(False)
+    np.testing.assert_allclose(np.abs(falling(0)), config.learning_rate, rtol=1e-3)
+    np.testing.assert_allclose(falling(500), falling(0) / 2, rtol=1e-3)
+    np.testing.assert_allclose(falling(992), falling(0) * 0.008, rtol=1e-3)
+    np.testing.assert_allclose(falling(1000), 0.0, atol=1e-8)
+    np.testing.assert_allclose(constant(992), falling(0), rtol=1e-4)
+
+
+def test_normalisation():
+    config = dataclasses.replace(TINY, total_steps=40 * 128, normalize_obs=True, normalize_reward=True)
+    learnt = learn(ppo.make, config, ["probe-action"])
+    assert learnt.state.stats.count[0] == 40 * 128 and learnt.state.reward_scale.stats.count[0] == 40 * 128
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    assert learnt.actions[0, [0, 2]].tolist() == [0, 1]
+    alg = ppo.make(config, rlzoo.make("probe-action"))
+    policy = alg.policy(jax.tree.map(lambda x: x[0], learnt.state))
+    shifted = policy._replace(stats=RunningStats(jnp.array([5.0]), jnp.array([4.0]), jnp.float32(9)))
+    actions = [alg.act(shifted, jnp.array([obs]), None).item() for obs in (3.0, 7.0)]
+    assert actions == [0, 1]  # the statistics move where the policy switches
+    assert alg.act(policy, jnp.array([3.0]), None) == 1
+
+
+def test_images_are_learned_from():
+    env = rlzoo.make("Breakout-MinAtar")
+    alg = ppo.make(dataclasses.replace(TINY, total_steps=256), env)
+    assert len(env.obs_shape) == 3
+    state, metrics = jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
+    action = jax.eval_shape(lambda s: alg.act(alg.policy(s), jnp.zeros(env.obs_shape, env.obs_dtype), None), state)
+    assert action.shape == ()
+
+
+def test_minibatches_must_divide_the_rollout():
+    with pytest.raises(rlzoo.Refused, match="minibatches=3 does not divide num_envs \\* num_steps = 128"):
+        ppo.make(dataclasses.replace(TINY, minibatches=3), rlzoo.make("probe-one-step"))
+
+
+def test_done_is_either():
+    flags = jnp.array([True, False, False]), jnp.array([False, True, False])
+    assert done(Transition(None, None, None, *flags, None)).tolist() == [True, True, False]
