@@ -145,7 +145,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def collect(state, random_key, explore_key, env_key, t):
         """One step in every environment, epsilon-greedily."""
-        progress = jnp.minimum(t / calls / config.epsilon_fraction, 1.0)
+        progress = jnp.minimum(t / jnp.maximum(calls * config.epsilon_fraction, 1e-6), 1.0)
         epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
         random = jax.random.randint(random_key, (config.num_envs,), 0, env.num_actions)
         explore = jax.random.uniform(explore_key, (config.num_envs,)) < epsilon

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
+import tyro
+
 from rlzoo.algorithm import Refused
 
 FOLDER = Path(__file__).parent
@@ -44,7 +46,7 @@ def read(path: Path) -> Source:
     for node, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        doc = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
         value, static = node.value, False
         if isinstance(value, ast.Call):  # rlzoo.static(default)
             value, static = value.args[0], True
@@ -101,17 +103,12 @@ def parse(source: Source, argv: list[str], prog: str) -> Request:
 
 
 def _parse(source: Source, argv: list[str], prog: str, defaults: dict[str, Any]) -> Any:
-    import tyro
-
-    from rlzoo.record import Options
-
     options = read_options()
     sweep = Field("sweep", tuple[str, ...], (), "sweep fields: field=v1,v2 ...; every combination trains", True)
     first = [field for field in source.fields if field.name in ("env", "total_steps")]
     fields = [*first, *options, sweep, *(field for field in source.fields if field not in first)]
     Args = dataclasses.make_dataclass("Args", [
         (f.name, Annotated[f.kind, tyro.conf.arg(help=f.doc)], defaults.get(f.name, f.default)) for f in fields])
-    del Options
     return tyro.cli(Args, args=argv, prog=prog, description=source.doc)
 
 
@@ -119,7 +116,7 @@ def read_options() -> list[Field]:
     from rlzoo.record import Options
 
     tree = ast.parse(inspect.getsource(Options)).body[0]
-    docs = [node.value.value for node in tree.body  # type: ignore[attr-defined]
+    docs = [str(node.value.value) for node in tree.body  # type: ignore[attr-defined]
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)][1:]
     return [Field(f.name, f.type, f.default, doc, True)
             for f, doc in zip(dataclasses.fields(Options), docs, strict=True)]
@@ -197,7 +194,12 @@ def _spread(request: Request) -> int:
         env=os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
                           "JAX_PROCESS_ID": str(i)},
         stdout=None if i == 0 else subprocess.DEVNULL, stderr=None if i == 0 else subprocess.DEVNULL) for i in range(count)]
-    signal.signal(signal.SIGTERM, lambda *_: [worker.send_signal(signal.SIGTERM) for worker in workers])
+
+    def hand_on(number: int, frame: Any) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
     code = workers[0].wait()
     for worker in workers[1:]:
         if code not in (0, 130):
@@ -229,10 +231,8 @@ def main() -> None:
     with _plain_errors():
         if argv[:1] == ["train"]:
             return _train(argv[1:])
-        import tyro
-
         app = tyro.extras.SubcommandApp()
-        app.command(list_, name="list")
+        app.command(name="list")(list_)
         app.command(info)
         app.command(train)
         app.command(plot)
@@ -241,7 +241,7 @@ def main() -> None:
         app.cli(args=argv, prog="rlzoo", description="A zoo of reinforcement-learning algorithms in JAX.")
 
 
-def train(algorithm: str) -> None:
+def train(algorithm: tyro.conf.Positional[str]) -> None:
     """Train an algorithm: `rlzoo train ppo --seeds 8`, or a file of your own: `rlzoo train ./my_ppo.py`.
 
     `rlzoo train ppo --help` prints all flags.
@@ -279,7 +279,7 @@ def list_(envs: bool = False) -> None:
         print(f"{name:{width}}  {read(find(name)).doc.splitlines()[0]}")
 
 
-def info(algorithm: str) -> None:
+def info(algorithm: tyro.conf.Positional[str]) -> None:
     """Print an algorithm's documentation and its configuration.
 
     Args:
@@ -292,7 +292,7 @@ def info(algorithm: str) -> None:
         print(f"  {field.name:{width}} {' ' if field.static else '*'} {_write(field.default):>12}  {field.doc}")
 
 
-def plot(runs: tuple[str, ...], out: str | None = None) -> None:
+def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) -> None:
     """Draw learning curves: IQM over seeds with its 95% bootstrap interval.
 
     Args:
@@ -307,7 +307,7 @@ def plot(runs: tuple[str, ...], out: str | None = None) -> None:
         print(reports.plot_curves([reports.read_run(Path(run)) for run in runs], Path(out or "curves.png")))
 
 
-def report(runs: tuple[str, ...], out: str = "report") -> None:
+def report(runs: tyro.conf.Positional[tuple[str, ...]], out: str = "report") -> None:
     """Compare runs: tables, curves for each environment, probability of improvement, one HTML page.
 
     Args:
@@ -320,7 +320,8 @@ def report(runs: tuple[str, ...], out: str = "report") -> None:
         print(path)
 
 
-def copy(source: str, target: str, params: bool = False, member: int = 0) -> None:
+def copy(source: tyro.conf.Positional[str], target: tyro.conf.Positional[str], params: bool = False,
+         member: int = 0) -> None:
     """Copy an algorithm's file into your own folder, or export a run's trained parameters.
 
     Args:
@@ -355,7 +356,7 @@ def export(run: str, path: Path, member: int) -> None:
     arrays = {jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(x) for keys, x in named}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
-        np.savez(path, **arrays)
+        np.savez(path, allow_pickle=False, **arrays)
         return
     try:
         from safetensors.numpy import save_file

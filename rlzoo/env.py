@@ -28,7 +28,7 @@ from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 machine.start_backend()  # before gymnax, which starts jax
-from rlzoo import wrappers  # noqa: E402
+from rlzoo import wrappers
 
 POOL_ROWS = 16
 """Start states kept for each environment."""

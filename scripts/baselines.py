@@ -58,7 +58,8 @@ def write_table() -> None:
         "# Baselines", "",
         "Claim: each algorithm solves the standard tasks at its defaults or the flags shown. Ten seeds, the last iterate "
         "(no choice of the best checkpoint), 128 episodes of the greedy policy for each seed. IQM with its 95% stratified "
-        "bootstrap interval.", "", "Made by `python scripts/baselines.py`. The steps are environment steps of each seed.", "",
+        "bootstrap interval.", "",
+        "Made by `python scripts/baselines.py`. The steps are environment steps of each seed.", "",
         "| study | goal | IQM return | 95% interval | mean ± std | steps | steps/s, all seeds | seconds | command |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

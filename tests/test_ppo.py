@@ -121,8 +121,9 @@ def test_log_prob_and_entropy_are_those_of_distrax():
     head = jnp.asarray(rng.normal(size=(7, 5)) * 3, jnp.float32)
     action = jnp.asarray(rng.integers(0, 5, 7))
     ours = quick_jit(ppo.log_prob_and_entropy)
-    theirs = quick_jit(lambda d, action: (d.log_prob(action), d.entropy()))
-    for found, wanted in zip(ours(head, None, action), theirs(distrax.Categorical(head), action), strict=True):
+    theirs = lambda d, action: (d.log_prob(action), d.entropy())
+    categorical = quick_jit(lambda head, action: theirs(distrax.Categorical(head), action))
+    for found, wanted in zip(ours(head, None, action), categorical(head, action), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
     log_std = jnp.asarray(rng.normal(size=5), jnp.float32)
@@ -260,19 +261,18 @@ def test_learning_rate_falls_linearly_to_zero():
     env, calls = rlzoo.make("probe-one-step"), 1000
     config = dataclasses.replace(TINY, total_steps=calls * 16, num_envs=2, num_steps=8, epochs=1, minibatches=1)
 
-    def mover(anneal):
+    @quick_jit
+    def falling(t):
         """How far one call at t moves a parameter: from the same state Adam's direction is the same."""
-        alg = ppo.make(dataclasses.replace(config, anneal=anneal), env)
+        alg = ppo.make(config, env)
         state = alg.init(jax.random.key(0))
         bias = lambda state: state.params.critic["params"]["bias"]
-        return quick_jit(lambda t: bias(alg.step(state, t)[0]) - bias(state))
+        return bias(alg.step(state, t)[0]) - bias(state)
 
-    falling, constant = mover(True), mover(False)
     np.testing.assert_allclose(np.abs(falling(0)), config.learning_rate, rtol=1e-3)
     np.testing.assert_allclose(falling(500), falling(0) / 2, rtol=1e-3)
     np.testing.assert_allclose(falling(992), falling(0) * 0.008, rtol=1e-3)
     np.testing.assert_allclose(falling(1000), 0.0, atol=1e-8)
-    np.testing.assert_allclose(constant(992), falling(0), rtol=1e-4)
 
 
 def test_normalisation():
@@ -293,7 +293,7 @@ def test_images_are_learned_from():
     env = rlzoo.make("Breakout-MinAtar")
     alg = ppo.make(dataclasses.replace(TINY, total_steps=256), env)
     assert len(env.obs_shape) == 3
-    state, metrics = jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
+    state, _ = jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
     action = jax.eval_shape(lambda s: alg.act(alg.policy(s), jnp.zeros(env.obs_shape, env.obs_dtype), None), state)
     assert action.shape == ()
 

@@ -1,5 +1,6 @@
 """Wrappers on an environment that shows what reached it, and running normalisation against NumPy."""
 
+import functools
 from typing import Any
 
 import jax
@@ -50,6 +51,16 @@ class Echo(environment.Environment):
         return spaces.Box(0.0, 1.0, (3,))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def roll(env: Env, actions: jax.Array) -> tuple:
+    """Reset, then a rollout under `actions` [length, num_envs]."""
+    length, num_envs = actions.shape
+    act = lambda obs, action: (action, None)
+    start = env.reset(KEY, num_envs)
+    after, rows, _, metrics = env.rollout(start, act, actions, jax.random.key(1), length, jnp.int32(0))
+    return start, after, rows, metrics
+
+
 def steps(env: Any, actions: Any) -> list[tuple]:
     """(obs, reward, terminated, truncated, info) of each step of an un-vectorised episode."""
     _, state = env.reset_env(KEY, PARAMS)
@@ -84,7 +95,7 @@ def test_sticky_repeats_the_executed_action_with_the_given_probability():
 def test_the_first_action_of_an_episode_is_never_sticky():
     env = Env("echo", wrappers.Sticky(Echo(2), 0.9), PARAMS)
     actions = jnp.arange(1, 4 * 64 + 1).reshape(4, 64)
-    _, rows, _, _ = env.rollout(env.reset(KEY, 64), lambda obs, a: (a, None), actions, KEY, 4, jnp.int32(0))
+    _, _, rows, _ = roll(env, actions)
     executed = np.asarray(rows.next_obs[..., 0])
     np.testing.assert_array_equal(executed[::2], actions[::2])
     assert (executed[1::2] != np.asarray(actions)[1::2]).mean() > 0.7
@@ -118,13 +129,15 @@ def test_repeat_gives_each_step_its_own_randomness():
 
     class Spy(Echo):
         def step_env(self, key: jax.Array, state: EchoState, action: Any, params: Any) -> tuple:
-            jax.debug.callback(lambda k: seen.append(tuple(k)), jax.random.key_data(jax.random.split(key)[0]))
-            jax.debug.callback(lambda k: seen.append(tuple(k)), jax.random.key_data(key))
+            below = jax.random.split(key)
+            keys = jnp.stack([key, *below, *jax.random.split(below[1])])
+            note = lambda k: seen.extend(map(tuple, np.asarray(k).tolist()))
+            jax.debug.callback(note, jax.random.key_data(keys))
             return super().step_env(key, state, action, params)
 
     wrappers.ActionRepeat(Spy(), 4).step_env(KEY, EchoState(jnp.int32(0), jnp.float32(0)), 0, PARAMS)
     jax.effects_barrier()
-    assert len(seen) == 8 and len(set(seen)) == 8
+    assert len(seen) == len(set(seen)) == 4 * 5
 
 
 def test_limit_truncates_at_the_earlier_of_the_two_limits():
@@ -177,8 +190,7 @@ def test_wrappers_together():
     """Two repeats of reward 1 make 2, clipped to 1.5; three such steps are one episode of return 6."""
     env = rlzoo.make("probe-time-limit?repeat=2&limit=2&stack=2&clip=1.5")
     actions = jnp.zeros((4, 2), jnp.int32)
-    act = lambda obs, action: (action, None)
-    _, rows, _, metrics = env.rollout(env.reset(KEY, 2), act, actions, KEY, 4, jnp.int32(0))
+    _, _, rows, metrics = roll(env, actions)
     np.testing.assert_array_equal(rows.reward, np.full((4, 2), 1.5))
     np.testing.assert_array_equal(rows.truncated[:, 0], [False, True, False, True])
     np.testing.assert_allclose(metrics["train/return"], (4 * 4, 4))
@@ -189,12 +201,10 @@ def test_whole_number_observations_become_one_hot():
     env = rlzoo.make("FrozenLake-misc")
     assert env.obs_shape == (16,) and env.obs_dtype == jnp.float32
     actions = jax.random.randint(KEY, (6, 4), 0, 4)
-    state = env.reset(KEY, 4)
-    after, rows, _, _ = env.rollout(state, lambda o, a: (a, None), actions, KEY, 6, jnp.int32(0))
+    state, after, rows, _ = roll(env, actions)
     np.testing.assert_array_equal(rows.obs.sum(-1), np.ones((6, 4)))
     np.testing.assert_array_equal(state.obs.argmax(-1), np.zeros(4))  # starts at the top left
-    raw = jax.vmap(env.inner.env.get_obs)(after.inner)
-    np.testing.assert_array_equal(after.obs.argmax(-1), raw)
+    np.testing.assert_array_equal(after.obs.argmax(-1), after.inner.position)
 
 
 # ---- running normalisation ------------------------------------------------------------------------------
