@@ -264,7 +264,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         def update(carry, rows):
             params, opt_state, count = carry
             minibatch = jax.tree.map(lambda x: x[rows], batch)
-            grads, metrics = jax.grad(lambda p: loss(unravel(p), minibatch, actor, critic, config), has_aux=True)(params)
+            objective = lambda p: loss(unravel(p), minibatch, actor, critic, config)
+            grads, metrics = jax.grad(objective, has_aux=True)(params)
             direction, opt_state = optimizer.update(grads, opt_state)
             rate = config.learning_rate * (1.0 - count / updates if config.anneal else 1.0)
             return (params - rate * direction, opt_state, count + 1), metrics

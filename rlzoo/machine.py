@@ -91,13 +91,16 @@ def check_fits(needed: int, device: Any, what: str) -> None:
     """Raise MemoryError with advice where `what` needs more than `device` has left."""
     free = available_bytes(device)
     if free is not None and needed > free:
-        raise MemoryError(f"{what} need{'' if what.startswith('the training') else 's'} {gigabytes(needed)}, but "
-                          f"{gigabytes(free)} is free on {device.device_kind}. Fewer --seeds or swept values, a "
+        raise MemoryError(f"{what} need{'' if what.startswith('the training') else 's'} {readable(needed)}, but "
+                          f"{readable(free)} is free on {device.device_kind}. Fewer --seeds or swept values, a "
                           "smaller replay or fewer environments would fit; or split the seeds over several runs.")
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+def readable(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 2**10:.0f} KiB"
 
 
 def git_commit(folder: Path) -> str | None:

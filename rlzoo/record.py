@@ -457,7 +457,7 @@ class Display:
         size = sum(p.state_bytes() * (devices if p.devices[0].platform == "cpu" else 1) for p in self.programs)
         self.console.print(f"[bold]{self.title}[/]: {_plural(members, 'member')} on "
                            f"{_plural(devices, self.programs[0].devices[0].platform + ' device')}, training state "
-                           f"{machine.gigabytes(size)}, record in {folder}")
+                           f"{machine.readable(size)}, record in {folder}")
         for p in self.programs:
             asked = p.members[0].config.total_steps
             if p.steps != asked and not p.algorithm.stages:

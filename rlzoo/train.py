@@ -252,7 +252,7 @@ class Program:
         if key not in self._executables:
             began = time.perf_counter()
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False)
-            executable = jax.jit(mapped, donate_argnums=donate).lower(*args).compile(
+            executable = jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharded).lower(*args).compile(
                 compiler_options=machine.compiler_options(self.devices[0].platform))
             self.compile_seconds += time.perf_counter() - began
             _check_memory(executable, self)

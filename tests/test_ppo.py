@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import PROBES
+from rlzoo.algorithms import ppo
 from together import learn, quick_jit
 
 import rlzoo
-from rlzoo.algorithms import ppo
 from rlzoo.env import Transition, done
 from rlzoo.wrappers import RunningStats
 

@@ -1,4 +1,4 @@
-"""All probes in one environment, chosen by a parameter: an algorithm is compiled once and learns each as a member."""
+"""All probes in one environment, chosen by a parameter: an algorithm is compiled once and learns them as members."""
 
 import dataclasses
 import functools

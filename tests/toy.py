@@ -67,8 +67,9 @@ def make(config, env, dataset=None):
             "rare": (state.params["b"].sum(), t % 30 == 7),
             "t": t,
         }
-        return state.replace(params=params, count=state.count + 1, key=key, flags=~state.flags,
-                             half=state.half * jnp.bfloat16(1.01)), metrics
+        return state.replace(
+            params=params, count=state.count + 1, key=key, flags=~state.flags, half=state.half * jnp.bfloat16(1.01)
+        ), metrics
 
     def policy(state):
         return state.params
@@ -82,8 +83,7 @@ def make(config, env, dataset=None):
         return (total % 2).astype(jnp.int32), {"total": total}
 
     def evaluate(state, key):
-        return {"eval/return": -((state.params["w"] - config.goal) ** 2).mean(),
-                "eval/noise": jax.random.uniform(key)}
+        return {"eval/return": -((state.params["w"] - config.goal) ** 2).mean(), "eval/noise": jax.random.uniform(key)}
 
     def grow(state):  # the size depends on the data
         size = 4 + int(np.asarray(state.count).max()) // 100
@@ -94,11 +94,20 @@ def make(config, env, dataset=None):
 
     if config.mode == "stages":
         second = lambda state, t: (step(state, t)[0], {"loss/second": state.params["b"].sum()})
-        return rlzoo.Algorithm(init, None, policy, act, steps_per_call=2, stages=(
-            rlzoo.Stage("fit", step, 40), rlzoo.Stage("grow", second, 30, grow), rlzoo.Stage("end", step, 30, empty)))
+        return rlzoo.Algorithm(
+            init,
+            None,
+            policy,
+            act,
+            steps_per_call=2,
+            stages=(
+                rlzoo.Stage("fit", step, 40),
+                rlzoo.Stage("grow", second, 30, grow),
+                rlzoo.Stage("end", step, 30, empty),
+            ),
+        )
     if config.mode == "memory":
-        return rlzoo.Algorithm(init, step, policy, remembering, steps_per_call=2,
-                               memory=lambda policy: {"total": 0.0})
+        return rlzoo.Algorithm(init, step, policy, remembering, steps_per_call=2, memory=lambda policy: {"total": 0.0})
     if config.mode == "evaluate":
         return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, evaluate=evaluate)
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, updates_per_call=1)

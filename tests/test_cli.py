@@ -1,0 +1,306 @@
+"""The command line: what it prints, what it refuses and how, what it leaves behind."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from rlzoo import cli, report
+
+TOY = str(toy.__file__)
+ROOT = Path(__file__).parents[1]
+SMALL = ["--total-steps", "20", "--eval-episodes", "2", "--quiet", "--no-cache"]
+
+
+@pytest.fixture
+def rlzoo(monkeypatch, capsys):
+    """Run `rlzoo ARGV`; gives (exit code, stdout, stderr)."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["rlzoo", *map(str, argv)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of the toy with a sweep, made through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "toy"
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["toy.py"])
+        cli.script(
+            toy.make,
+            toy.Config,
+            [
+                *SMALL,
+                "--out",
+                str(out),
+                "--seeds",
+                "2",
+                "--sweep",
+                "learning_rate=0.1,0.2",
+                "--no-noisy",
+                "--mode",
+                "evaluate",
+            ],
+        )
+    assert stop.value.code == 0
+    return out
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(report, "write_curve", lambda *_: None)
+
+
+def refused(answer, *parts):
+    code, out, err = answer
+    assert code == 2, (out, err)
+    assert err.startswith("error: ") and err.count("\n") == 1, err  # one line, no traceback
+    for part in parts:
+        assert part in err, err
+
+
+# ---- quick answers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["list"], "ppo"),
+        (["info", "ppo"], "learning_rate"),
+        (["train", "ppo", "--help"], "--learning-rate"),
+        (["train", TOY, "--help"], "where the parameters go"),
+        (["train", "--help"], "usage: rlzoo train ALGORITHM"),
+    ],
+)
+def test_answers_without_jax(argv, expected):
+    code = (
+        "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo import cli\n"
+        "try: cli.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
+    )
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # not wall time: tests run on busy machines
+    before = spent()
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+    assert spent() - before < 3
+
+
+def test_help_describes_every_flag(rlzoo):
+    code, out, _ = rlzoo("train", "dqn", "--help")
+    assert code == 0
+    for flag in (
+        "--env",
+        "--total-steps",
+        "--seeds",
+        "--seed",
+        "--sweep",
+        "--out",
+        "--resume",
+        "--eval-every",
+        "--eval-episodes",
+        "--checkpoint-every",
+        "--devices",
+        "--batch-size",
+        "--double",
+        "--hidden",
+    ):
+        assert flag in out, flag
+    assert "transitions in each update" in out
+
+
+def test_read_sees_what_the_class_says():
+    found = {field.name: field for field in cli.read(Path(TOY)).fields}
+    assert found["hidden"].default == (3, 2) and found["hidden"].static
+    assert not found["learning_rate"].static and "nan" in found["learning_rate"].doc
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_the_command(finished):
+    described = json.loads((finished / "config.json").read_text())
+    assert described["config"] | {"noisy": False, "mode": "evaluate", "total_steps": 20} == described["config"]
+    assert described["sweep"] == {"learning_rate": [0.1, 0.2]}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "done" and len(summary["members"]) == 4
+    assert (finished / "curve.png").stat().st_size > 5000
+
+
+def test_resume_takes_the_recorded_values(finished, rlzoo):
+    before = (finished / "metrics.csv").read_text()
+    assert rlzoo("train", TOY, "--resume", "--out", finished)[0] == 0
+    assert (finished / "metrics.csv").read_text() == before
+    refused(rlzoo("train", TOY, "--resume", "--out", finished, "--width", "5"), "width was 4, now 5", "--force")
+    refused(rlzoo("train", TOY, "--resume", "--out", finished, "--sweep", "learning_rate=0.3"), "sweep was")
+    refused(rlzoo("train", "dqn", "--resume", "--out", finished), "started differently")
+
+
+def test_display_and_default_folder(tmp_path, rlzoo, monkeypatch, without_pictures):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLZOO_CACHE", str(tmp_path / "kept"))
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: jax.config.values[name] for name in names}
+    argv = ["train", TOY, "--total-steps", "21", "--eval-episodes", "2", "--mode", "evaluate"]
+    try:
+        for name in names[:1]:
+            jax.config.update(name, None)
+        code, out, _ = rlzoo(*argv, "--no-cache")
+        assert code == 0 and "compiled programs are kept" not in out and not (tmp_path / "kept").exists()
+        code, out, _ = rlzoo(*argv, "--env", "Acrobot-v1", "--sweep", "learning_rate=nan,0.1")
+        assert code == 0 and f"compiled programs are kept in {tmp_path / 'kept'}" in out.replace("\n", "")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert "21 steps round up to 22" in out and "2 members on 1 cpu device" in out
+    assert "diverged: member 0 (seed 0, learning_rate nan)" in out
+    (run,) = (tmp_path / "runs" / "toy" / "Acrobot-v1").iterdir()
+    assert (run / "summary.json").exists() and f"record in runs/toy/Acrobot-v1/{run.name}" in out
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_bad_names(rlzoo, tmp_path):
+    refused(rlzoo("train", "pppo"), "'pppo' is unknown", "ppo")
+    refused(rlzoo("info", "dqqn"), "dqn")
+    refused(rlzoo("train", tmp_path / "none.py"), "there is no file")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    refused(rlzoo("train", tmp_path / "empty.py"), "has no class Config")
+    refused(rlzoo("train", TOY, *SMALL, "--env", "CartPole-v3"), "unknown environment 'CartPole-v3'", "CartPole-v1")
+    refused(rlzoo("train", TOY, *SMALL, "--env", "brax/hoper"), "unknown brax environment", "hopper")
+    refused(rlzoo("train", TOY, *SMALL, "--env", "CartPole-v1?lenght=1"), "'lenght'", "length")
+    code, out, err = rlzoo("train", "dqn", "--learning-rat", "0.1")
+    assert code == 2 and "--learning-rate" in out + err and "Traceback" not in err
+    code, out, err = rlzoo("train", "dqn", "--batch-size", "many")
+    assert code == 2 and "many" in out + err and "Traceback" not in err
+
+
+def test_bad_values(rlzoo, tmp_path):
+    out = ["--out", tmp_path / "never"]
+    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rat=0.1"), "learning_rat", "learning_rate")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate=fast"), "'fast'", "takes float", "0.1")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5'", "takes int")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "hidden=a"), "'a'", "3x2")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate"), "should read field=value,value")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--seeds", "0"), "--seeds is 0", "at least 1")
+    refused(rlzoo("train", TOY, *SMALL, *out, "--width", str(2**42)), "GiB is free", "Fewer --seeds")
+    refused(rlzoo("train", "dqn", *SMALL, *out, "--batch-size", "20000"), "batch_size=20000", "buffer_size=10000")
+    refused(rlzoo("train", "dqn", *SMALL, *out, "--env", "Pendulum-v1"), "continuous actions", "discrete")
+    assert not (tmp_path / "never").exists()
+
+
+def test_bad_folders(rlzoo, tmp_path, finished):
+    refused(rlzoo("train", TOY, *SMALL, "--out", finished), "already holds a run", "--resume")
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path), "already holds other files")
+    refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path / "notes.txt" / "run"), "cannot write to", "another --out")
+    refused(rlzoo("train", TOY, *SMALL, "--out", "/proc/rlzoo"), "cannot write to")
+    refused(rlzoo("train", TOY, *SMALL, "--resume"), "--resume needs --out")
+    refused(rlzoo("train", TOY, "--resume", "--out", tmp_path / "none"), "is not a run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# ---- after the run --------------------------------------------------------------------------------------------
+
+
+def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = rlzoo("copy", "dqn", "my_dqn.py")
+    assert code == 0 and "wrote my_dqn.py" in out
+    assert Path("my_dqn.py").read_text() == cli.find("dqn").read_text()
+    refused(rlzoo("copy", "dqn", "my_dqn.py"), "exists already")
+    refused(rlzoo("copy", "dqn", "my_dqn.txt"), "ends in .py")
+    small = ["--num-envs", "4", "--hidden", "8", "--buffer-size", "64", "--batch-size", "8", "--learning-starts", "8"]
+    code, out, err = rlzoo("train", "./my_dqn.py", *SMALL, *small, "--out", "run")
+    assert code == 0, err
+    assert json.loads(Path("run/config.json").read_text())["algorithm"] == "my_dqn"
+
+
+def test_export(rlzoo, tmp_path, finished):
+    from rlzoo.train import load
+
+    assert rlzoo("copy", "--params", finished, tmp_path / "out.npz", "--member", "3")[0] == 0
+    policy = load(finished, member=3).policy
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert {*arrays} == {"w", "b"}
+        np.testing.assert_array_equal(arrays["w"], policy["w"])
+    assert rlzoo("copy", "--params", finished, tmp_path / "out.safetensors", "--member", "3")[0] == 0
+    from safetensors.numpy import load_file
+
+    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["b"], policy["b"])
+    refused(rlzoo("copy", "--params", finished, tmp_path / "out.pkl"), ".npz or .safetensors")
+    refused(rlzoo("copy", "--params", tmp_path, tmp_path / "other.npz"), "is not a run")
+    refused(rlzoo("copy", "--params", finished, tmp_path / "other.npz", "--member", "9"), "no member 9")
+
+
+def test_plot_and_report(rlzoo, tmp_path, finished):
+    assert rlzoo("plot", finished, "--out", tmp_path / "both.png")[0] == 0
+    assert (tmp_path / "both.png").stat().st_size > 5000
+    code, out, _ = rlzoo("report", finished, "--out", tmp_path / "page")
+    assert code == 0 and out.strip()
+    assert any(path.suffix == ".html" for path in (tmp_path / "page").iterdir())
+    refused(rlzoo("plot", tmp_path), "is not a run directory")
+    refused(rlzoo("report", finished, tmp_path), "is not a run directory")
+
+
+# ---- packaging ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_wheel_works_from_another_folder(tmp_path):
+    for name in ("rlzoo", "envs", "algorithms"):  # a copy, so that nothing is left in the tree
+        shutil.copytree(ROOT / name, tmp_path / "tree" / name)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / "tree")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(tmp_path / "tree")],
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)],
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = 'rlzoo'\nimport rlzoo\nfrom rlzoo import cli\n"
+        "print(rlzoo.__file__)\ncli.main()"
+    )
+    run = lambda *argv: subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site"), *argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    listed = run("list")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.startswith(str(tmp_path / "site")) and "ppo" in listed.stdout
+    small = ["--num-envs", "4", "--hidden", "8", "--buffer-size", "64", "--batch-size", "8", "--learning-starts", "8"]
+    trained = run("train", "dqn", *SMALL, *small, "--out", str(tmp_path / "run"))
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
