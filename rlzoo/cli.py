@@ -220,7 +220,7 @@ class _plain_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (Refused, MemoryError, FileNotFoundError)):
+        if isinstance(error, (Refused, MemoryError)):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

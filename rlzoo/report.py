@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlzoo.algorithm import Refused
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -150,7 +152,7 @@ def read_metrics(path: Dir) -> dict[str, np.ndarray]:
     """
     header, *rows = list(csv.reader(Path(path).read_text("utf-8").split("\n")[:-1])) or [[]]
     if header and (not {"member", "seed", "step"} <= set(header) or len(set(header)) < len(header)):
-        raise ValueError(f"{path}, line 1: needs member, seed and step, and no name twice; got {header}")
+        raise Refused(f"{path}, line 1: needs member, seed and step, and no name twice; got {header}")
     swept = header[header.index("seed") + 1 : header.index("step")] if header else []
     parsed: list[list[Any]] = []
     for number, cells in enumerate(rows, start=2):
@@ -159,7 +161,7 @@ def read_metrics(path: Dir) -> dict[str, np.ndarray]:
         except ValueError as error:
             if number <= len(rows):  # not the last line
                 wanted = f"{len(header)} cells wanted, found {cells}"
-                raise ValueError(f"{path}, line {number}: {error}; {wanted}") from None
+                raise Refused(f"{path}, line {number}: {error}; {wanted}") from None
     return {k: np.array([row[i] for row in parsed]) for i, k in enumerate(header)}
 
 
@@ -253,10 +255,10 @@ class Group:
 
 
 def read_run(run_dir: Dir) -> Run:
-    """Read a run directory, ended or not. FileNotFoundError: it is none. ValueError: a file is broken."""
+    """Read a run directory, ended or not. Raises `Refused` where it is none or a file is broken."""
     path, found = Path(run_dir), {}
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(
+        raise Refused(
             f"{path} is not a run directory, for it has no config.json. A run directory holds config.json, "
             "metrics.csv, checkpoints/, the algorithm's source and, at the end, summary.json and curve.png."
         )
@@ -264,7 +266,7 @@ def read_run(run_dir: Dir) -> Run:
         try:
             found[name] = json.loads((path / name).read_text("utf-8")) if (path / name).is_file() else {}
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path / name} is not JSON: {error}") from None
+            raise Refused(f"{path / name} is not JSON: {error}") from None
     metrics = read_metrics(path / "metrics.csv") if (path / "metrics.csv").is_file() else {}
     return Run(path, found["config.json"], found["summary.json"], metrics)
 
@@ -332,7 +334,7 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
     lines = [g.curves(metric) for g in groups]
     if not any(steps.size for steps, _ in lines):
         have = _drawable(r for r in what if isinstance(r, Run))
-        raise ValueError(f"no seed has a curve of {metric}; there are {', '.join(have) or 'none'}")
+        raise Refused(f"no seed has a curve of {metric}; there are {', '.join(have) or 'none'}")
     outside = len(groups) > 4
     figure = Figure(figsize=(9.6 if outside else 7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
@@ -439,7 +441,7 @@ def report(run_dirs: Iterable[Dir], out_dir: Dir, metric: str = "eval/return") -
     """
     runs = [read_run(path) for path in run_dirs]
     if not runs:
-        raise ValueError("no runs to report on")
+        raise Refused("no runs to report on")
     groups, out = group(runs, metric), Path(out_dir)
     pictures: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)

@@ -76,8 +76,26 @@ def write_table() -> None:
               f"jax {hardware['versions']['jax']}, Python {hardware['versions']['python']}.", ""]
     lines += [f"![{name}]({name}/curve.png)" for name in done]
     (OUT / "README.md").write_text("\n".join(lines) + "\n")
+    fill_readme(done)
     report.plot_curves([report.read_run(OUT / name) for name in ("ppo-cartpole", "dqn-cartpole") if name in done],
                        OUT / "curves.png", title="CartPole-v1")
+
+
+def fill_readme(done: list[str]) -> None:
+    """The table of algorithms in the project's README."""
+    rows = ["| algorithm | environment | IQM return | steps of each seed | training, 10 seeds on 2 cores | command |",
+            "|---|---|---|---|---|---|"]
+    for name in done:
+        summary = json.loads((OUT / name / "summary.json").read_text())
+        command = json.loads((OUT / name / "config.json").read_text())["command"]
+        score, file = summary["eval/return"][0], summary["algorithm"]
+        rows.append(f"| [{file}](algorithms/{file}.py) | {summary['env']} | {score['iqm']:.1f} "
+                    f"({score['low']:.1f} to {score['high']:.1f}) | {summary['steps']:,} | "
+                    f"{summary['train_seconds']:.0f} s | `{command}` |")
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split("<!-- algorithms -->")
+    after = rest.split("<!-- end -->", 1)[1]
+    readme.write_text(before + "<!-- algorithms -->\n" + "\n".join(rows) + "\n<!-- end -->" + after)
 
 
 if __name__ == "__main__":

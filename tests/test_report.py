@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlzoo import report
+from rlzoo.algorithm import Refused
 
 EVALS = np.arange(1, 11) * 10_000
 
@@ -181,7 +182,7 @@ def test_read_metrics_header(tmp_path):
 
 
 def test_read_run_says_what_is_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"not a run directory.*holds config\.json"):
+    with pytest.raises(Refused, match=r"not a run directory.*holds config\.json"):
         report.read_run(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
