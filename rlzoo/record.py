@@ -389,6 +389,7 @@ class Record:
             "steps_per_second": sum(made.values()) / train if train else None,
             "updates_per_second": updates / train if train else None,
             "compile_seconds": sum(spent("compile").values()),
+            "compiled": {p.name or "all": p.compiled for p in programs},
             "train_seconds": train,
             "eval_seconds": sum(spent("eval").values()),
             "peak_memory_bytes": machine.peak_bytes(programs[0].devices[0]),

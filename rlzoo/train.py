@@ -167,7 +167,8 @@ class Program:
         self.calls = sum(stage.calls for stage in self.stages)
         self.steps = self.calls * per_call
         self.state_spec = jax.eval_shape(self._init, self.seeds, self.leaves, dataset)
-        self.compile_seconds = 0.0
+        self.compiled: dict[str, float] = {}
+        """seconds that compiling each function took"""
         self._executables: dict[tuple, Any] = {}
         self._metrics: dict[int, list[str]] = {}
 
@@ -246,6 +247,10 @@ class Program:
 
     # -- compiled --
 
+    @property
+    def compile_seconds(self) -> float:
+        return sum(self.compiled.values())
+
     def _compiled(self, name: str, function: Callable, args: tuple, specs: tuple, donate: tuple = ()) -> Any:
         """`function(*args)`, compiled over the mesh at the first call with these names and shapes."""
         key = (name, *((x.shape, x.dtype) for x in jax.tree.leaves(args)))
@@ -254,7 +259,7 @@ class Program:
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False)
             executable = jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharded).lower(*args).compile(
                 compiler_options=machine.compiler_options(self.devices[0].platform))
-            self.compile_seconds += time.perf_counter() - began
+            self.compiled[name] = self.compiled.get(name, 0.0) + time.perf_counter() - began
             _check_memory(executable, self)
             self._executables[key] = executable
         return self._executables[key](*args)
