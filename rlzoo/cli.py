@@ -7,7 +7,11 @@ import ast
 import dataclasses
 import inspect
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
@@ -178,40 +182,37 @@ def _run(make: Callable, Config: type, request: Request) -> NoReturn:
 
 def _spread(request: Request) -> int:
     """Run this command in several processes, which share the members; the exit code of process 0, which records."""
-    import signal
-    import socket
-    import subprocess
+    from rlzoo.record import run_folder
 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    count = request.options["processes"]
-    script = [sys.argv[0]] if sys.argv[0].endswith(".py") else ["-m", "rlzoo.cli"]
-    out = [] if request.options["out"] else ["--out", str(default_out(script[0], request))]
+    count, module = request.options["processes"], not sys.argv[0].endswith(".py")
+    folder = run_folder(Path(sys.argv[2] if module else sys.argv[0]).stem, request.config["env"])
+    command = [sys.executable, *(["-m", "rlzoo.cli"] if module else sys.argv[:1]), *sys.argv[1:],
+               *([] if request.options["out"] else ["--out", str(folder)])]
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    workers = [subprocess.Popen(command, env=os.environ | place | {"JAX_PROCESS_ID": str(i)},
+                                stdout=None if i == 0 else subprocess.DEVNULL,
+                                stderr=None if i == 0 else subprocess.DEVNULL) for i in range(count)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process: they save and stop
-    workers = [subprocess.Popen(
-        [sys.executable, *script, *sys.argv[1:], *out],
-        env=os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
-                          "JAX_PROCESS_ID": str(i)},
-        stdout=None if i == 0 else subprocess.DEVNULL, stderr=None if i == 0 else subprocess.DEVNULL) for i in range(count)]
-
-    def hand_on(number: int, frame: Any) -> None:
-        for worker in workers:
-            worker.send_signal(number)
-
-    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
+    while all(worker.poll() in (None, 0, 130) for worker in workers) and workers[0].poll() is None:
+        time.sleep(0.1)
+    if workers[0].poll() is None:  # another one failed: process 0 would wait for it for ever
+        workers[0].kill()
+        print("error: a worker process ended; run without --processes to see why", file=sys.stderr)
     code = workers[0].wait()
     for worker in workers[1:]:
         if code not in (0, 130):
             worker.kill()
         worker.wait()
-    return code
+    return code if code >= 0 else 1
 
 
-def default_out(script: str, request: Request) -> Path:
-    from rlzoo.record import run_folder
-
-    return run_folder(sys.argv[2] if script == "-m" else Path(script).stem, request.config["env"])
+def _send(workers: list[subprocess.Popen], number: int) -> None:
+    for worker in workers:
+        worker.send_signal(number)
 
 
 class _plain_errors:

@@ -267,6 +267,20 @@ def test_plot_and_report(rlzoo, tmp_path, finished):
 # ---- packaging ------------------------------------------------------------------------------------------------
 
 
+def test_several_processes_share_the_members(tmp_path):
+    """One command, two workers: process 0 records everybody, also the members that the other one trained."""
+    command = [sys.executable, TOY, *SMALL, "--seeds", "3", "--processes", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert [m["member"] for m in summary["members"]] == [0, 1, 2]
+    assert all(m["eval/return"] is not None for m in summary["members"])
+    wrong = subprocess.run([*command[:-1], str(tmp_path / "other"), "--env", "CartPol-v1"], timeout=200,
+                           capture_output=True, text=True)
+    assert wrong.returncode == 2 and "nearest: CartPole-v1" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
 @pytest.mark.slow
 def test_wheel_works_from_another_folder(tmp_path):
     for name in ("rlzoo", "envs", "algorithms"):  # a copy, so that nothing is left in the tree
