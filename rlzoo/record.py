@@ -446,7 +446,8 @@ class Display:
         from rich.console import Console
 
         self.title, self.programs, self.quiet = f"{algorithm} {env}", programs, quiet
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else 160  # rich would fold tables at 80 columns
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=width)
         self.live: Any = None
         self.returns = ""
         self.printed = 0.0

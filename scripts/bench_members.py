@@ -14,7 +14,7 @@ from rlzoo import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "members"
-STEPS = 200_000
+STEPS = 50_000
 
 
 def measure(seeds: int, processes: int) -> dict:
