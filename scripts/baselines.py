@@ -33,7 +33,7 @@ STUDIES = {  # name -> (algorithm, flags, goal)
         "--epochs", "10", "--discount", "0.9", "--learning-rate", "1e-3", "--entropy-coef", "0"], "IQM >= -200"),
     "ppo-breakout": ("ppo", ["--env", "Breakout-MinAtar", "--total-steps", "3_000_000", *MINATAR],
                      "at 1e7 steps, gymnax's published checkpoint: 28"),
-    "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "2_000_000", *MINATAR],
+    "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "1_000_000", *MINATAR],
                           "at 1e7 steps, gymnax's published checkpoint: 131"),
 }
 
