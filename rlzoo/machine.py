@@ -23,8 +23,8 @@ def start_backend() -> None:
     """What has to be set before jax starts. Runs when `rlzoo.env` is imported, since gymnax starts jax.
 
     On a CPU jax gets one thread (unless PJRT_NPROC says otherwise): programs of small networks are no slower, and
-    with more threads XLA now and then loses a wake-up and hangs for ever (jax 0.10.2, 32 members of PPO: one run in
-    three; none of it with one thread, see scripts/check_hang.py). Use other cores by `--processes`.
+    with more threads XLA now and then hangs for ever, all its threads asleep (jax 0.10.2, 32 members of PPO: one of
+    three runs; none of ten with one thread, see scripts/check_hang.py). Use other cores by `--processes`.
 
     With JAX_COORDINATOR_ADDRESS in the environment (beside JAX_NUM_PROCESSES and JAX_PROCESS_ID) this process joins
     the others of a run.
@@ -69,10 +69,9 @@ def available_bytes(device: Any) -> int | None:
     """Free memory that `device` can still give out; None where it cannot be told."""
     if device.platform == "cpu":
         free = _meminfo("MemAvailable")
-        for name, used in (("memory.max", "memory.current"),):
-            limit, now = ("".join(_lines(f"/sys/fs/cgroup/{file}")).strip() for file in (name, used))
-            if limit.isdigit() and now.isdigit():
-                free = min(free or int(limit), int(limit) - int(now))
+        limit, now = ("".join(_lines(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
+        if limit.isdigit() and now.isdigit():
+            free = min(free or int(limit), int(limit) - int(now))
         return free
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:

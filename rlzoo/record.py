@@ -48,7 +48,7 @@ class Options:
     checkpoint_every: int | None = None
     """steps between checkpoints (default: once a minute, and at the end)"""
     devices: int | None = None
-    """devices to spread members over (default: all; on a CPU one for each core)"""
+    """devices to spread members over (default: all)"""
     processes: int = 1
     """processes on this machine to spread members over; on a CPU one for each core is fastest"""
     cache: bool = True
