@@ -4,6 +4,7 @@ Flags come from an algorithm file's source, which is read and not imported, so `
 """
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -21,6 +22,7 @@ import tyro
 from rlzoo.algorithm import Refused
 
 FOLDER = Path(__file__).parent
+GRACE_SECONDS = 10.0  # for process 0 to say what it was refused, once another worker has failed
 ALGORITHMS = next(path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir())
 
 
@@ -199,7 +201,11 @@ def _spread(request: Request) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
     while all(worker.poll() in (None, 0, 130) for worker in workers) and workers[0].poll() is None:
         time.sleep(0.1)
-    if workers[0].poll() is None:  # another one failed: process 0 would wait for it for ever
+    failed = [code for worker in workers[1:] if (code := worker.poll()) not in (None, 0, 130)]
+    if failed:  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            workers[0].wait(GRACE_SECONDS)
+    if workers[0].poll() is None:
         workers[0].kill()
         print("error: a worker process ended; run without --processes to see why", file=sys.stderr)
     code = workers[0].wait()
@@ -207,7 +213,7 @@ def _spread(request: Request) -> int:
         if code not in (0, 130):
             worker.kill()
         worker.wait()
-    return code if code >= 0 else 1
+    return next((code for code in (code, *failed) if code >= 0), 1)
 
 
 def _send(workers: list[subprocess.Popen], number: int) -> None:
