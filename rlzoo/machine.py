@@ -32,9 +32,13 @@ def start_backend() -> None:
     import jax
     from jax._src import xla_bridge
 
+    joins = "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized()
     if xla_bridge.backends_are_initialized():
+        if joins:
+            raise RuntimeError("JAX_COORDINATOR_ADDRESS is set, but jax was started before rlzoo was imported, so this "
+                               "process cannot join the others; import rlzoo.env first")
         return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+    if joins:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
                                    process_id=int(os.environ["JAX_PROCESS_ID"]))

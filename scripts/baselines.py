@@ -21,6 +21,13 @@ from rlzoo import report
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "baselines"
 MINATAR = ["--num-envs", "64", "--minibatches", "8", "--learning-rate", "5e-3"]
+SMALL = ["--learning-starts", "1_000", "--hidden", "64", "64", "--batch-size", "128", "--learning-rate", "1e-3"]
+PENDULUM = ["--env", "Pendulum-v1", "--total-steps", "20_000", *SMALL]
+MOUNTAIN = ["--env", "MountainCarContinuous-v0", "--total-steps", "50_000", *SMALL]
+BRAX = ["--total-steps", "100_000", "--num-envs", "4", "--updates", "2", "--hidden", "128", "128", "--batch-size", "128",
+        "--learning-starts", "5_000"]
+HOPPER, CHEETAH = (["--env", f"brax/{name}:spring", *BRAX] for name in ("hopper", "halfcheetah"))
+REDUCED = "reported: a tenth of the usual steps, half the usual updates, smaller networks"
 
 STUDIES = {  # name -> (algorithm, flags, goal)
     "ppo-cartpole": (
@@ -35,6 +42,14 @@ STUDIES = {  # name -> (algorithm, flags, goal)
                      "at 1e7 steps, gymnax's published checkpoint: 28"),
     "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "1_000_000", *MINATAR],
                           "at 1e7 steps, gymnax's published checkpoint: 131"),
+    "td3-pendulum": ("td3", PENDULUM, "IQM >= -200"),
+    "sac-pendulum": ("sac", PENDULUM, "IQM >= -200"),
+    "td3-mountaincar": ("td3", MOUNTAIN, "reported: exploration is the task (a car that never leaves scores 0)"),
+    "sac-mountaincar": ("sac", MOUNTAIN, "reported: exploration is the task (a car that never leaves scores 0)"),
+    "td3-hopper": ("td3", HOPPER, REDUCED),
+    "sac-hopper": ("sac", HOPPER, REDUCED),
+    "td3-halfcheetah": ("td3", CHEETAH, REDUCED),
+    "sac-halfcheetah": ("sac", CHEETAH, REDUCED),
 }
 
 

@@ -126,7 +126,7 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--only", default="", help="run only pairs whose env:backend contains this")
-    parser.add_argument("--limit", type=float, default=150, help="processor seconds for each pair")
+    parser.add_argument("--limit", type=float, default=600, help="processor seconds for each pair")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
