@@ -34,6 +34,9 @@ _HOME = {  # public name -> (module, name there); None: the module itself
     "main": ("rlzoo.cli", "script"),
     "load": ("rlzoo.train", "load"),
     "train": ("rlzoo.train", None),  # the module is callable: see its last lines
+    "collect": ("rlzoo.collect", None),
+    "dataset": ("rlzoo.dataset", None),
+    "dynamics": ("rlzoo.dynamics", None),
     "env": ("rlzoo.env", None),
     "replay": ("rlzoo.replay", None),
     "report": ("rlzoo.report", None),

@@ -238,13 +238,17 @@ def main() -> None:
     with _plain_errors():
         if argv[:1] == ["train"]:
             return _train(argv[1:])
+        if argv[:1] == ["data"]:
+            return _data(argv[1:])
         app = tyro.extras.SubcommandApp()
         app.command(name="list")(list_)
         app.command(info)
         app.command(train)
+        app.command(play)
         app.command(plot)
         app.command(report)
         app.command(copy)
+        app.command(data)
         app.cli(args=argv, prog="rlzoo", description="A zoo of reinforcement-learning algorithms in JAX.")
 
 
@@ -297,6 +301,29 @@ def info(algorithm: tyro.conf.Positional[str]) -> None:
     width = max(len(field.name) for field in source.fields)
     for field in source.fields:
         print(f"  {field.name:{width}} {' ' if field.static else '*'} {_write(field.default):>12}  {field.doc}")
+
+
+def play(run: tyro.conf.Positional[str | None] = None, random: str | None = None, gif: str | None = None, member: int = 0,
+         episodes: int = 1, seed: int = 0, fps: float = 30.0, steps: int | None = None, cache: bool = True) -> None:
+    """Roll episodes of a trained policy as evaluation does, and draw them: `rlzoo play RUN`.
+
+    Args:
+      run: a run directory.
+      random: instead of a run, an environment to look at under random actions.
+      gif: the file to write (default: play.gif in the run directory): .gif, .mp4 (needs ffmpeg), for brax also .html.
+      member: whose policy, as numbered in metrics.csv.
+      episodes: how many episodes.
+      seed: of the episodes.
+      fps: steps shown in a second.
+      steps: cut episodes after so many steps.
+      cache: keep compiled programs on disk, so that the next time starts at once.
+    """
+    from rlzoo import play as player
+    from rlzoo.train import _keep_compiled
+
+    if cache:
+        _keep_compiled()
+    player.play(run, random=random, out=gif, member=member, episodes=episodes, seed=seed, fps=fps, steps=steps)
 
 
 def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) -> None:
@@ -371,6 +398,108 @@ def export(run: str, path: Path, member: int) -> None:
         raise Refused("writing .safetensors needs the package safetensors (pip install safetensors); .npz does "
                       "not") from None
     save_file(arrays, path)
+
+
+# ---- data sets ------------------------------------------------------------------------------------------------
+
+
+def data() -> None:
+    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out data.npz`.
+
+    `rlzoo data --help` prints the commands.
+    """
+
+
+def _data(argv: list[str]) -> None:
+    app = tyro.extras.SubcommandApp()
+    app.command(name="collect")(data_collect)
+    app.command(name="describe")(data_describe)
+    app.command(name="convert")(data_convert)
+    app.cli(args=argv, prog="rlzoo data", description="Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID.")
+
+
+def data_collect(run: tyro.conf.Positional[str | None] = None, *, out: str, episodes: int = 100, member: int | None = None,
+                 noise: float = 0.0, seed: int = 0, replay: bool = False, random: str | None = None,
+                 reference: tuple[float, float] | None = None) -> None:
+    """Record a data set: of a run's policy, of its replay, or of random actions.
+
+    Args:
+      run: the run directory.
+      out: the file to write, .npz or .hdf5.
+      episodes: whole episodes to play, with each member.
+      member: which member (default: every one).
+      noise: discrete actions: share of random ones; continuous: standard deviation of Gaussian noise.
+      seed: of the episodes.
+      replay: write what the run's replay holds, and play nothing.
+      random: play random actions in this environment; give no run.
+      reference: return of a random and of an expert policy, kept for normalised scores.
+    """
+    if (run is None) == (random is None):
+        raise Refused("rlzoo data collect takes either a run directory or --random ENV")
+    if sum(map(bool, (noise, replay, random))) > 1:
+        raise Refused("--replay, --random and --noise exclude one another")
+    _check_target(out)
+    from rlzoo import collect, dataset
+
+    if replay:
+        found = collect.replay(run or "", member=member)
+    elif random:
+        found = collect.random(random, episodes, seed=seed)
+    else:
+        found = collect.policy(run or "", episodes, member=member, noise=noise, seed=seed)
+    dataset.save(dataclasses.replace(found, reference=reference), out)
+    print(f"wrote {out}: {len(found):,} transitions in {found.num_episodes:,} episodes, mean return "
+          f"{dataset.episodes(found).returns.mean():.4g}")
+
+
+def data_describe(file: tyro.conf.Positional[str], env: str | None = None, finish: Literal["truncate"] | None = None,
+                  bounds: tuple[float, float] | None = None) -> None:
+    """Show what a data set holds, and what is wrong with it.
+
+    Args:
+      file: .npz, .hdf5 or minari:ID.
+      env: check that the data fit this environment.
+      finish: "truncate" marks episodes that break off as truncated.
+      bounds: the range of the actions in the file, if it is not [-1, 1].
+    """
+    from rlzoo import dataset, formats
+
+    try:
+        found = dataset.load(file, finish=finish, bounds=bounds)
+    except Refused:
+        print(formats.contents(formats.read(file)[0]))
+        raise
+    print(dataset.describe(found))
+    if env is not None:
+        from rlzoo.env import make
+
+        dataset.check(found, make(env))
+        print(f"\nfits {env}")
+
+
+def data_convert(file: tyro.conf.Positional[str], out: tyro.conf.Positional[str],
+                 finish: Literal["truncate"] | None = None, bounds: tuple[float, float] | None = None) -> None:
+    """Read a data set in any format and write it as .npz or .hdf5.
+
+    Args:
+      file: .npz, .hdf5 or minari:ID.
+      out: the file to write.
+      finish: "truncate" marks episodes that break off as truncated.
+      bounds: the range of the actions in the file, if it is not [-1, 1].
+    """
+    _check_target(out)
+    from rlzoo import dataset
+
+    dataset.save(dataset.load(file, finish=finish, bounds=bounds), out)
+    print(f"wrote {out}")
+
+
+def _check_target(out: str) -> None:
+    """Before the work is done, not after it."""
+    from rlzoo.formats import check_writable
+
+    if check_writable(out).exists():
+        raise Refused(f"{out} exists already; choose another name")
 
 
 if __name__ == "__main__":

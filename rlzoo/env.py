@@ -256,30 +256,51 @@ class Env:
         return jax.eval_shape(one, jax.random.key(0))
 
 
-def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Roll one whole episode for each of `keys` [count], and nothing more.
+class Episodes(NamedTuple):
+    """Whole episodes under way, one for each key they began with [count]."""
+
+    step: Any
+    """steps made"""
+    obs: Any
+    inner: Any
+    memory: Any
+    reward: jax.Array
+    over: jax.Array
+    """bool [count]; episodes that are over go on, and count no more"""
+    episode_return: jax.Array
+    """undiscounted"""
+    episode_length: jax.Array
+
+
+def begin(env: Env, memory: Any, keys: jax.Array) -> Episodes:
+    """Start an episode for each of `keys` [count]; `memory` is the policy's, None for policies without one."""
+    zero = jnp.zeros(len(keys))
+    obs, inner = env._starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
+    return Episodes(jnp.int32(0), obs, inner, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
+
+
+def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> Episodes:
+    """Take one step in episodes that began with `keys`.
 
     Args:
       act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...], memory)`.
-      memory: the policy's memory at the start; any pytree, None for policies without one.
+    """
+    split = lambda key: jax.random.split(jax.random.fold_in(key, now.step + 1))
+    act_keys, step_keys = jax.vmap(split, out_axes=1)(keys)
+    action, memory = act(now.memory, now.obs, now.reward, act_keys)
+    obs, inner, reward, score, terminated, truncated = env._step(step_keys, now.inner, action)
+    return Episodes(now.step + 1, obs, inner, memory, reward, now.over | terminated | truncated,
+                    now.episode_return + jnp.where(now.over, 0.0, score), now.episode_length + ~now.over)
+
+
+def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Roll one whole episode for each of `keys` [count], and nothing more; arguments as of `advance`.
 
     Returns: undiscounted return [count] and length [count].
     """
-    zero = jnp.zeros(len(keys))
-
-    def body(carry: tuple) -> tuple:
-        i, obs, inner, memory, reward, over, ret, length = carry
-        act_keys, step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, i)), out_axes=1)(keys)
-        action, memory = act(memory, obs, reward, act_keys)
-        obs, inner, reward, score, terminated, truncated = env._step(step_keys, inner, action)
-        ret = ret + jnp.where(over, 0.0, score)
-        length = length + ~over
-        return i + 1, obs, inner, memory, reward, over | terminated | truncated, ret, length
-
-    starts = env._starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
-    carry = (1, *starts, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
-    carry = jax.lax.while_loop(lambda c: (c[0] <= env.max_steps) & ~c[5].all(), body, carry)
-    return carry[6], carry[7]
+    going = lambda now: (now.step < env.max_steps) & ~now.over.all()
+    end = jax.lax.while_loop(going, lambda now: advance(env, act, keys, now), begin(env, memory, keys))
+    return end.episode_return, end.episode_length
 
 
 # ---- making ---------------------------------------------------------------------------------------------

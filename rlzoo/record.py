@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import shlex
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlzoo import machine
+from rlzoo import loggers, machine
 from rlzoo.algorithm import Refused
 
 THRESHOLDS = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "MountainCar-v0": -110.0, "MountainCarContinuous-v0": 90.0}
@@ -55,6 +56,12 @@ class Options:
     """keep compiled programs on disk, so that the next run starts at once"""
     quiet: bool = False
     """show nothing while training"""
+    tensorboard: bool = False
+    """write TensorBoard files too, into the run directory (extra: tensorboard)"""
+    wandb: bool = False
+    """log to Weights & Biases too (extra: wandb; WANDB_MODE=offline works)"""
+    wandb_project: str = "rlzoo"
+    """project of --wandb"""
 
     def check(self) -> None:
         for name, low in (("seeds", 1), ("seed", 0), ("eval_every", 0), ("eval_episodes", 1), ("checkpoint_every", 1),
@@ -66,6 +73,7 @@ class Options:
             raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
         if self.resume and self.out is None:
             raise Refused("--resume needs --out: the directory of the run to continue")
+        loggers.check(self)
 
 
 def run_folder(algorithm: str, env: str) -> Path:
@@ -94,6 +102,7 @@ class Record:
         self.summary: dict = {}
         self.writes = True
         self.display: Display | None = None
+        self.loggers: list[loggers.Logger] = []
         self.programs: list = []
         self._columns: list[str] = []
         self._resumed = False
@@ -135,6 +144,8 @@ class Record:
             record._continue(description, options.force)
         elif record.writes:
             record._create(source)
+        if record.writes:
+            record.loggers = loggers.open_loggers(record.dir, record.description, options)
         record.display = Display(algorithm, config.env, programs, options.quiet or not record.writes)
         record.programs = programs
         return record
@@ -158,7 +169,8 @@ class Record:
             old, new = ({part: x[part]} if part in ("algorithm", "sweep") else x[part] for x in (before, now))
             changes += [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in {**old, **new}
                         if old.get(key) != new.get(key) and repr(old.get(key)) != repr(new.get(key))  # nan != nan
-                        and key not in ("cache", *(("devices", "processes") if part == "options" else ()))]
+                        and key not in ("cache", "tensorboard", "wandb", "wandb_project",
+                                        *(("devices", "processes") if part == "options" else ()))]
         if changes and not force:
             raise Refused(f"{self.dir} was started differently: {'; '.join(changes)}. Continue it as it was "
                           "(--resume --out alone is enough), or add --force to go on regardless")
@@ -207,7 +219,10 @@ class Record:
         """The run's own copy of its algorithm file, as a module."""
         if not self.description["source"]:
             raise Refused(f"{self.dir} has no copy of its algorithm, which was not defined in a file")
-        return load_module(self.dir / self.description["source"])
+        path = self.dir / self.description["source"]
+        if not path.is_file():
+            raise Refused(f"{self.dir} has lost {path.name}, its copy of its algorithm; put that file back")
+        return load_module(path)
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -283,6 +298,8 @@ class Record:
             self._columns = list(rows[0])
         if self._resumed and self._columns:  # also where nothing is cut but half a line
             self._write_rows(kept)
+        for _, again in itertools.groupby((row for row in kept if int(row["member"]) in mine), lambda row: row["step"]):
+            self._log(list(again))
 
     def rows(self, program: Any, at: int, metrics: dict, blank: dict, diverged: np.ndarray, clock: Any) -> None:
         """Append one row for each member. `blank[name]` is True where nothing happened: an empty cell."""
@@ -306,6 +323,11 @@ class Record:
             self._write_rows(old)
         with self._metrics.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerows(rows)
+        self._log(rows)
+
+    def _log(self, rows: list[dict]) -> None:
+        for logger in self.loggers:
+            logger.rows(rows)
 
     def _read_rows(self) -> list[dict]:
         """All whole lines of metrics.csv: one that a kill cut off is left out."""
@@ -344,6 +366,8 @@ class Record:
             status = "interrupted"
         if self.writes:
             self._finish(status, error)
+        for logger in self.loggers:
+            logger.close(self.summary)
         if self.display and not error:
             self.display.end(self)
 
