@@ -440,7 +440,9 @@ def data_collect(run: tyro.conf.Positional[str | None] = None, *, out: str, epis
         raise Refused("--replay, --random and --noise exclude one another")
     _check_target(out)
     from rlzoo import collect, dataset
+    from rlzoo.train import _keep_compiled
 
+    _keep_compiled()
     if replay:
         found = collect.replay(run or "", member=member)
     elif random:

@@ -11,7 +11,7 @@ environment took, in the zoo's range [-1, 1].
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ from rlzoo.algorithm import Refused
 from rlzoo.dataset import Dataset, concatenate, from_arrays
 from rlzoo.env import Env, EnvState, Transition, make
 from rlzoo.formats import NAMES, Arrays
+from rlzoo.record import Record
 from rlzoo.replay import ReplayState
+from rlzoo.train import Trained, trained
 
 ENVS = 64
 """Episodes that are played at the same time."""
@@ -43,10 +45,10 @@ def policy(run: str | Path, episodes: int, *, member: int | None = None, noise: 
     Raises `Refused` where there is no such run or member.
     """
     parts = []
-    for trained in _members(run, member):
-        key = jax.random.fold_in(jax.random.key(seed), trained.member)
-        data = record(trained.env, trained.act, trained.policy, episodes, key, trained.memory, noise)
-        source = f"{trained.algorithm}, member {trained.member}, noise {noise:g}, seed {seed}"
+    for index, name, (env, algorithm, state) in _members(run, member):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        data = record(env, algorithm.act, algorithm.policy(state), episodes, key, algorithm.memory, noise)
+        source = f"{name}, member {index}, noise {noise:g}, seed {seed}"
         parts.append(dataclasses.replace(data, source=source))
     return concatenate(parts)
 
@@ -71,9 +73,9 @@ def replay(run: str | Path, *, member: int | None = None) -> Dataset:
     Raises `Refused` where there is no such run or member, or its training state holds no replay of transitions.
     """
     parts = []
-    for trained in _members(run, member):
-        source = f"{trained.algorithm}, replay of member {trained.member}"
-        parts.append(from_arrays(_replayed(trained.state), env=trained.env.id, source=source))
+    for index, name, found in _members(run, member):
+        source = f"{name}, replay of member {index}"
+        parts.append(from_arrays(_replayed(found.state), env=found.env.id, source=source))
     return concatenate(parts)
 
 
@@ -161,30 +163,11 @@ def _random_action(env: Env, key: jax.Array) -> jax.Array:
     return jax.random.uniform(key, env.action_space.shape, minval=-1.0, maxval=1.0)
 
 
-class _Trained(NamedTuple):
-    member: int
-    algorithm: str
-    env: Env
-    act: Callable
-    policy: Any
-    memory: Callable | None
-    state: Any
-
-
-def _members(run: str | Path, member: int | None) -> Iterator[_Trained]:
-    """One member of a run, or all of them."""
-    from rlzoo.record import Record
-    from rlzoo.train import _settings, load
-
-    record = Record.read(run)
-    module = record.module()
-    settings, seeds = _settings(record.config(module.Config), record.sweep), record.options.seeds
-    for index in range(len(settings) * seeds) if member is None else [member]:
-        act, state = load(run, index, full=True)
-        config = settings[index // seeds].config
-        env = make(config.env)
-        algorithm = module.make(config, env, None)
-        yield _Trained(index, record.description["algorithm"], env, act, algorithm.policy(state), algorithm.memory, state)
+def _members(run: str | Path, member: int | None) -> Iterator[tuple[int, str, Trained]]:
+    """Number, algorithm and training of one member of a run, or of all of them."""
+    about = Record.read(run).description
+    for index in range(sum(about["layout"]["members"])) if member is None else [member]:
+        yield index, about["algorithm"], trained(run, index)
 
 
 def _replayed(state: Any) -> Arrays:

@@ -188,8 +188,8 @@ class Ensemble:
         params = jax.vmap(self._init)(_member_keys(key, self.members))
         opt_state = jax.vmap(lambda p: _adam.init(ravel_pytree(p)[0]))(params)
         size = self.obs_dim + self.action_dim
-        inputs = Inputs(jnp.zeros(size), jnp.ones(size))
-        return EnsembleState(params, opt_state, inputs, jnp.arange(self.elites), jnp.full(self.members, jnp.inf))
+        inputs, best = Inputs(jnp.zeros(size), jnp.ones(size)), jnp.full(self.members, jnp.inf, jnp.float32)
+        return EnsembleState(params, opt_state, inputs, jnp.arange(self.elites), best)
 
     def predict(self, state: EnsembleState, obs: Array, action: Array) -> Prediction:
         """What every member predicts for obs [n, obs_dim] and action [n, action_dim] (or int [n])."""
@@ -256,7 +256,7 @@ class Ensemble:
             )
 
         zero, none = jnp.int32(0), jnp.zeros(self.members)
-        history = jnp.full((self.max_epochs + 1, self.members), jnp.nan).at[0].set(first)
+        history = jnp.full((self.max_epochs + 1, self.members), jnp.nan, jnp.float32).at[0].set(first)
         start = _Progress(zero, zero, state.params, state.opt_state, none, state.params, first, history)
         going = lambda now: (now.epochs < self.max_epochs) & (now.stale < self.patience)
         end = lax.while_loop(going, epoch, start)
@@ -351,7 +351,7 @@ class Ensemble:
         ends = np.cumsum([i * o for i, o in shapes])
         draws = jnp.split(jax.random.truncated_normal(key, -2, 2, (ends[-1],)), ends[:-1])
         kernels = tuple(x.reshape(i, o) / (2 * i**0.5) for x, (i, o) in zip(draws, shapes, strict=True))
-        low, high = (jnp.full(self.obs_dim + 1, bound) for bound in self.log_var_bounds)
+        low, high = (jnp.full(self.obs_dim + 1, bound, jnp.float32) for bound in self.log_var_bounds)
         return Params(kernels, tuple(jnp.zeros(o) for o in sizes[1:]), low, high)
 
     def _apply(self, params: Params, x: Array) -> tuple[Array, Array]:

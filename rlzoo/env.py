@@ -5,9 +5,10 @@ observation, termination and truncation apart, and an auto-reset that draws from
 instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
 
 Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring` (backend after
-the colon), rlzoo's own. Options follow a question mark, separated by `&`: fields of the environment's
-parameters (`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`,
-`limit`, `clip` and `stack` (`Breakout-MinAtar?sticky=0.25`).
+the colon), rlzoo's own, and with the extra of that name `navix/...`, `jumanji/...` and `craftax/...` (see
+`rlzoo/adapters.py`). Options follow a question mark, separated by `&`: fields of the environment's parameters
+(`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`, `limit`, `clip`
+and `stack` (`Breakout-MinAtar?sticky=0.25`).
 """
 
 import ast
@@ -28,7 +29,7 @@ from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 machine.start_backend()  # before gymnax, which starts jax
-from rlzoo import wrappers
+from rlzoo import adapters, wrappers
 
 POOL_ROWS = 16
 """Start states kept for each environment."""
@@ -318,8 +319,14 @@ def make(id: str, **options: Any) -> Env:
 
     name, _, query = id.partition("?")
     options = _parse(id, query) | options
+    prefix = name.partition("/")[0]
     if name.startswith("brax/"):
         inner = _make_brax(name, options)
+    elif prefix in adapters.BY_PREFIX:
+        try:
+            inner = _construct(id, adapters.factory(name), options)
+        except ModuleNotFoundError as error:
+            raise Refused(f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'") from error
     elif name in gymnax.registered_envs:
         inner = _construct(id, gymnax.registration._registry[name], options)
     else:

@@ -45,6 +45,19 @@ def start_backend() -> None:
     os.environ.setdefault("PJRT_NPROC", "1")
 
 
+def wait_for_others(what: str) -> None:
+    """Returns when every process of this run has called it with the same `what`; at once where there is only one.
+
+    The first sum over processes fails where one of them comes 30 seconds after the other (jax 0.10.2 on CPUs), and
+    compiling alone can take that much longer on one of them.
+    """
+    import jax
+    from jax._src import distributed
+
+    if jax.process_count() > 1:
+        distributed.global_state.client.wait_at_barrier(what, timeout_in_ms=3_600_000)  # type: ignore[union-attr]
+
+
 def compiler_options(backend: str) -> dict[str, Any]:
     """Options of XLA that make small networks faster (measured with scripts/bench_ppo.py: 5-10% on a CPU)."""
     if backend != "cpu":

@@ -27,9 +27,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rlzoo import env as environments
 from rlzoo import offscreen, wrappers
 from rlzoo.algorithm import Refused
-from rlzoo.record import Record
 from rlzoo.report import COLOURS
-from rlzoo.train import _settings, load
+from rlzoo.train import trained
 
 WIDTH, HEIGHT, TITLE = 480, 400, 24  # the most that a picture has, in pixels, and the line above it
 PALETTE_FRAMES = 16
@@ -84,16 +83,14 @@ def play(run: str | Path | None = None, *, random: str | None = None, out: str |
 
 def _trained(run: str | Path, member: int) -> tuple:
     """Environment, `act` as of `rlzoo.env.advance`, and memory of a member's policy."""
-    chosen, policy = load(run, member)
-    record = Record.read(run)
-    module = record.module()
-    setting = _settings(record.config(module.Config), record.sweep)[member // record.options.seeds]
-    env = environments.make(setting.config.env)
-    remember = module.make(setting.config, env, None).memory
-    if remember is None:
-        return env, lambda memory, obs, reward, keys: (jax.vmap(chosen, (None, 0, 0))(policy, obs, keys), memory), None
-    memory = jax.tree.map(lambda x: jnp.asarray(x)[None], remember(policy))
-    return env, lambda *args: jax.vmap(chosen, (None, 0, 0, 0, 0))(policy, *args), memory
+    found = trained(run, member)
+    algorithm, policy = found.algorithm, found.policy
+    if algorithm.memory is None:
+        act = jax.vmap(algorithm.act, (None, 0, 0))
+        return found.env, lambda memory, obs, reward, keys: (act(policy, obs, keys), memory), None
+    act = jax.vmap(algorithm.act, (None, 0, 0, 0, 0))
+    memory = jax.tree.map(lambda x: jnp.asarray(x)[None], algorithm.memory(policy))
+    return found.env, lambda memory, obs, reward, keys: act(policy, memory, obs, reward, keys), memory
 
 
 def _random(id: str) -> tuple:

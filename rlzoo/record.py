@@ -42,6 +42,8 @@ class Options:
     """continue the run in --out from its last checkpoint"""
     force: bool = False
     """with --resume: continue under another configuration or layout, and record that"""
+    dataset: str | None = None
+    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID"""
     eval_every: int | None = None
     """steps between evaluations (default: a twentieth of the run; 0: only at the end)"""
     eval_episodes: int = 32

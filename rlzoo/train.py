@@ -53,7 +53,8 @@ def train(make: Callable, config: Any, dataset: Any = None, *, sweep: dict[str, 
     Args:
       make: `make(config, env, dataset) -> Algorithm`.
       config: a `Config` (or the class, for its defaults).
-      dataset: handed to `make` as a traced argument; None for algorithms that learn online.
+      dataset: a data set or a file that holds one, handed to `make` as a traced argument; None for algorithms that
+        learn online.
       sweep: field -> values. Values of float fields become members of one program, values of static fields
         programs of their own; several fields give their product.
       options: the fields of `rlzoo.record.Options`: seeds, seed, out, resume, eval_every, ...
@@ -62,8 +63,9 @@ def train(make: Callable, config: Any, dataset: Any = None, *, sweep: dict[str, 
     folder makes no sense. Ctrl-C and SIGTERM save, and return a run whose status is `interrupted`.
     """
     config = config() if isinstance(config, type) else config
-    chosen = Options(**options)
+    chosen = Options(**options, dataset=str(dataset) if isinstance(dataset, str | Path) else None)
     chosen.check()
+    dataset = _dataset(dataset)
     settings = _settings(config, sweep or {})
     if chosen.cache:
         _keep_compiled()
@@ -71,6 +73,11 @@ def train(make: Callable, config: Any, dataset: Any = None, *, sweep: dict[str, 
     for setting in settings:
         if setting.config.env not in env:
             env[setting.config.env] = environments.make(setting.config.env)
+    if chosen.dataset:
+        from rlzoo.dataset import check
+
+        for made in env.values():
+            check(dataset, made)
     programs = [Program(make, members, env[members[0].config.env], dataset, chosen, index)
                 for index, members in enumerate(_programs(settings, chosen))]
     for program in programs:
@@ -262,6 +269,7 @@ class Program:
             self.compiled[name] = self.compiled.get(name, 0.0) + time.perf_counter() - began
             _check_memory(executable, self)
             self._executables[key] = executable
+            machine.wait_for_others(f"program {self.index}, {name}, {len(self._executables)}")
         return self._executables[key](*args)
 
     def init(self) -> Any:
@@ -479,33 +487,61 @@ class Loaded(NamedTuple):
     policy: Any
 
 
-def load(run: str | Path, member: int = 0, full: bool = False) -> Any:
+class Trained(NamedTuple):
+    """A member of a run, with all that belongs to it."""
+
+    env: Any
+    algorithm: Algorithm
+    state: Any
+    """its training state"""
+
+    @property
+    def policy(self) -> Any:
+        return self.algorithm.policy(self.state)
+
+
+def load(run: str | Path, member: int = 0, full: bool = False, dataset: Any = None) -> Any:
     """The trained policy of one member of a run: `act, policy = rlzoo.load(run_dir)`.
 
     Args:
       run: the run directory.
       member: which member, as numbered in metrics.csv and summary.json.
       full: return `(act, state)` with the whole training state instead of the policy.
+      dataset: what the run learnt from, where it was not a file given by --dataset.
 
     Raises `Refused` where the directory holds no readable run, or no such member.
     """
+    found = trained(run, member, dataset)
+    return Loaded(jax.jit(found.algorithm.act), found.state if full else found.policy)
+
+
+def trained(run: str | Path, member: int = 0, dataset: Any = None) -> Trained:
+    """One member of a run; arguments and errors as of `load`."""
     record = Record.read(run)
     module = record.module()
     config = record.config(module.Config)
     settings = _settings(config, record.sweep)
     options = dataclasses.replace(record.options, devices=1)
+    dataset = _dataset(options.dataset if dataset is None else dataset)
     for index, members in enumerate(_programs(settings, options)):
         for place, found in enumerate(members):
             if found.index == member:
-                program = Program(module.make, members, environments.make(found.config.env), None, options, index)
+                program = Program(module.make, members, environments.make(found.config.env), dataset, options, index)
                 saved = record.restore(index)
                 if saved is None:
                     raise Refused(f"{record.dir} has no checkpoint for member {member}")
-                states = program.restore(saved.leaves)
-                algorithm = module.make(found.config, program.env, None)
-                state = jax.tree.map(operator.itemgetter(place), states)
-                return Loaded(jax.jit(algorithm.act), state if full else algorithm.policy(state))
+                state = jax.tree.map(operator.itemgetter(place), program.restore(saved.leaves))
+                return Trained(program.env, module.make(found.config, program.env, dataset), state)
     raise Refused(f"{record.dir} has no member {member}; it has {len(settings) * options.seeds}, counted from 0")
+
+
+def _dataset(given: Any) -> Any:
+    """A data set, read where it is a file's name."""
+    if not isinstance(given, str | Path):
+        return given
+    from rlzoo import dataset
+
+    return dataset.load(given)
 
 
 class _Callable(types.ModuleType):

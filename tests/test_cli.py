@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -279,6 +280,21 @@ def test_several_processes_share_the_members(tmp_path):
     wrong = subprocess.run([*command[:-1], str(tmp_path / "other"), "--env", "CartPol-v1"], timeout=200,
                            capture_output=True, text=True)
     assert wrong.returncode == 2 and "nearest: CartPole-v1" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_is_late_is_waited_for(tmp_path):
+    """As where one of them compiles for longer; without the barrier, jax's first sum gives up after 30 seconds."""
+    start, late = "def make(config, env, dataset=None):\n", "    global sleep\n    sleep, _ = (lambda s: None), sleep(40)\n"
+    text = Path(TOY).read_text().replace(start, start + late)
+    sleep = "import os, time\nsleep = time.sleep if os.environ.get('JAX_PROCESS_ID') == '1' else lambda s: None\n"
+    (tmp_path / "late.py").write_text(text.replace("import rlzoo\n", f"import rlzoo\n{sleep}"))
+    command = [sys.executable, str(tmp_path / "late.py"), *SMALL, "--seeds", "2", "--processes", "2"]
+    began = time.monotonic()
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], timeout=250, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began > 40
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
 
 
 @pytest.mark.slow

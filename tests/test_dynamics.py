@@ -283,6 +283,7 @@ def test_warm_start_goes_on_and_a_fresh_start_does_not(fitted, fit, pendulum):
     assert (warm.history[0] < 0.1 * fresh.history[0]).all()
     assert (warm.holdout <= warm.history[0]).all() and warm.holdout.mean() < found.holdout.mean()
     np.testing.assert_allclose(fresh.history[0], found.history[0], rtol=0.2)
+    assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, START)  # so that a scan can carry it
 
 
 # ---- which rows a member sees, and what may be added to its loss ----------------------------------------------
@@ -376,8 +377,9 @@ def test_members_and_seeds_together_are_as_alone_under_cond(pendulum):
         steps = lambda states, t: jax.vmap(functools.partial(step, model), (0, 0, None))(states, keys, t)
         return jax.lax.scan(steps, jax.vmap(model.init)(keys), jnp.arange(2))
 
-    assert " cond[" in str(jax.make_jaxpr(together)(keys))
-    last, found = quick_jit(together)(keys)
+    traced = quick_jit(together).trace(keys)
+    assert " cond[" in str(traced.jaxpr)
+    last, found = traced.lower().compile()(keys)
     np.testing.assert_array_equal(found.epochs, [[0, 0], [4, 4]])
     one = quick_jit(lambda key, t: step(alone, alone.init(key), key, t))
     for seed in range(2):
@@ -416,17 +418,14 @@ def test_steps_follow_the_members_gaussians(fitted, predict, pendulum):
     state = fitted[0]
     obs, action = pendulum[1].obs[:1], pendulum[1].action[:1]
     mean, std = (np.asarray(x[:, 0]) for x in predict(state, pendulum[1].obs, pendulum[1].action))
-    draw = lambda noise: lambda key: MODEL.step(state, key, obs, action, noise)
-    keys = jax.random.split(KEY, 4000)
-    (next_obs, reward), (calm, _) = quick_jit(lambda keys: (jax.vmap(draw(True))(keys), jax.vmap(draw(False))(keys)))(keys)
+    draw = quick_jit(jax.vmap(lambda key: MODEL.step(state, key, obs, action)))
+    next_obs, reward = draw(jax.random.split(KEY, 4000))
     elites = np.asarray(state.elites)
     mixture = mean[elites].mean(0)
     deviation = np.sqrt((std[elites] ** 2 + mean[elites] ** 2).mean(0) - mixture**2)
     drawn = np.c_[np.asarray(next_obs)[:, 0], np.asarray(reward)[:, 0]]
     np.testing.assert_allclose(drawn.mean(0), mixture, atol=5 * deviation.max() / 4000**0.5)
     np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.1)
-    for row in np.asarray(calm)[:50, 0]:
-        assert np.abs(row - mean[elites, :OBS]).max(1).min() < 1e-4  # one of the elites' means
 
 
 def test_uncertainty_is_the_numpy_reference():
@@ -533,8 +532,12 @@ def test_termination_is_gymnaxs_own(id, low, high):
     assert 0.1 < terminated.mean() < 0.9 or (id == "Pendulum-v1" and not terminated.any())
 
 
-@pytest.mark.parametrize("name", [
-    "ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "inverted_pendulum", "swimmer", "walker2d"])
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in (
+    "humanoid", "inverted_double_pendulum", "inverted_pendulum", "swimmer")]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # brax says that it is frozen
+@pytest.mark.parametrize("name", ["ant", "halfcheetah", "hopper", "walker2d", *slow])
 def test_termination_is_braxs_own(name):
     from brax import base, kinematics
     from brax.envs import get_environment
