@@ -1,31 +1,31 @@
-"""HL-Gauss: DQN whose values are trained by classification instead of regression, with the other losses beside it.
+"""HL-Gauss: DQN whose values are learnt by classification instead of regression, beside the losses it is compared with.
 
 Paper: Farebrother et al. 2024, "Stop Regressing" (arXiv 2403.03950). A value is the mean of a categorical
-distribution over bins; its target is a histogram of the Bellman target, smoothed by a Gaussian, and the loss is the
-cross-entropy. Everything else is dqn.py, and `--loss mse` gives its numbers bit for bit. The losses:
+distribution over bins; its target is the Bellman target, smoothed by a Gaussian into a histogram. All but the loss is
+dqn.py, and `--loss mse` gives its numbers bit for bit.
 
-    hl_gauss     cross-entropy to a Gaussian around the target (section 3.1; Imani and White 2018)
+    hl_gauss     cross-entropy to a Gaussian around the target (section 3.1)
     two_hot      cross-entropy to the two atoms next to the target (section 3.1)
-    c51          cross-entropy to the distribution of the return (section 3.2; Bellemare et al. 2017, algorithm 1)
+    c51          cross-entropy to the distribution of the return (section 3.2; arXiv 1707.06887, algorithm 1)
     mse          squared error of a scalar (equation 2.1)
     mse_softmax  squared error of the categorical's mean: the parameterisation without the loss (section 4)
 
-Run:    python algorithms/hl_gauss.py --env CartPole-v1 --seeds 8
-        python algorithms/hl_gauss.py --env Breakout-MinAtar --hidden 128 --bins 101 --v-min -20 --v-max 20
+Run:    python algorithms/hl_gauss.py --env CartPole-v1 --seeds 8 --learning-rate 1e-3
+        python algorithms/hl_gauss.py --env Breakout-MinAtar --hidden 128 --v-min -1 --v-max 19
 Expect: a return of 500 on CartPole within 300,000 steps
 
-The range [v_min, v_max] is what has to fit: in it the largest |discounted return|, and 3 sigma more. Watch `clipped`.
-On a range that is not symmetric the head's bias is set so that values start at 0 and not at its middle.
+The range [v_min, v_max] is what has to fit: the discounted returns, and 3 sigma more at both ends. Watch `clipped`.
+Where 0 is not its middle, the head's bias is set so that values start at 0 nevertheless.
 
-Metrics: `loss/td` is the mean loss of the batches of this chunk: the squared error, or KL(target || prediction) in
-nats, which is the cross-entropy less what no prediction can remove; `q` the mean value of the actions taken; `entropy`
-that of their distributions (nats); `clipped` the share of targets outside the range, `near_edge` of those within 3
-sigma of its ends or outside; `target_max` the largest |target| of a batch; `epsilon` the share of random actions.
+Metrics: `loss/td` is the squared error, or KL(target || prediction) in nats: the cross-entropy less what no prediction
+can remove; `q` the mean value of the actions taken; `entropy` that of their distributions (nats); `clipped` the share
+of targets outside the range, `near_edge` of those there or within 3 sigma of its ends; `target_max` the largest
+|target| of a batch; `epsilon` the share of random actions. All but the last are of this chunk's batches.
 
 Where it departs from the paper: bins are centred on the atoms of the other losses, so that all decode alike
-(`--no-widen` gives the paper's); targets are clipped to the range, without which those 5.3 sigma outside of it become
-NaN. The two-hot weights are those that keep the mean, which equation 3.2 has the other way round. Networks are of
-MinAtar's size; a 3x3 convolution is one matrix product over patches, several times faster on a CPU.
+(`--no-widen`: the paper's bins); targets are clipped to the range, since 5.3 sigma outside of it they would be NaN;
+two-hot weights are those that keep the mean, which equation 3.2 has the other way round; networks are of MinAtar's
+size. A 3x3 convolution is one matrix product over patches, several times faster on a CPU.
 """
 
 from collections.abc import Callable
@@ -64,12 +64,10 @@ class Config:
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
     """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in the paper"""
-    torso: str = rlzoo.static("auto")
-    """mlp, conv (a 3x3 convolution first), or auto: conv for image observations"""
     hidden: tuple[int, ...] = rlzoo.static((120, 84))
     """widths of the hidden layers"""
     channels: int = rlzoo.static(16)
-    """channels of the convolution"""
+    """channels of a 3x3 convolution before them, where observations are images; 0: none"""
     width: int = rlzoo.static(1)
     """multiplies the hidden layers' widths and the channels"""
     experts: int = rlzoo.static(0)
@@ -128,8 +126,8 @@ class Expert(nn.Module):
 
 
 class SoftMoE(nn.Module):
-    """Tokens [..., n, d] to tokens (Puigcerver et al. 2023, arXiv 2308.00951, equations 1-3), for values as in
-    Obando-Ceron et al. 2024 (arXiv 2402.08609): each expert has ceil(n / experts) slots."""
+    """Tokens [..., n, d] to tokens (arXiv 2308.00951, section 2.1), with ceil(n / experts) slots for each expert; in
+    place of a Q-network's last hidden layer as in arXiv 2402.08609."""
 
     experts: int
     hidden: int
@@ -214,8 +212,8 @@ def hl_gauss(y, config):
     """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them in each bin."""
     z, width = centres(config)
     edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
-    y = jnp.clip(y, config.v_min, config.v_max)[..., None].astype(jnp.float32)
-    cdf = erf((edges - y) / (2.0**0.5 * config.sigma_ratio * width))
+    y = jnp.clip(y, config.v_min, config.v_max)
+    cdf = erf((edges - y[..., None]) / (2.0**0.5 * config.sigma_ratio * width))
     return jnp.maximum(jnp.diff(cdf), 0.0) / (cdf[..., -1:] - cdf[..., :1])
 
 
@@ -262,10 +260,10 @@ def td_loss(params, target_params, sample, net, config):
     [n] of the decoded values, and metrics.
     """
     batch, discount = sample.batch, sample.discount * (1.0 - sample.batch.terminated)
-    next_out = net(target_params, batch.next_obs)
+    next_out = jax.lax.stop_gradient(net(target_params, batch.next_obs))
     next_q = decode(next_out, config)
     choice = jnp.argmax(decode(net(params, batch.next_obs), config) if config.double else next_q, -1)
-    target = jax.lax.stop_gradient(batch.reward + discount * taken(next_q, choice))
+    target = batch.reward + discount * taken(next_q, choice)
     out = taken(net(params, batch.obs), batch.action)
     value = decode(out, config)
     error = value - target
@@ -273,7 +271,7 @@ def td_loss(params, target_params, sample, net, config):
     if config.loss == "c51":
         goal = project(jax.nn.softmax(taken(next_out, choice)), batch.reward, discount, config)
     squared = config.loss in ("mse", "mse_softmax")
-    loss = error**2 if squared else kl(jax.lax.stop_gradient(goal), out)
+    loss = error**2 if squared else kl(goal, out)
     loss = (sample.weight * loss).mean()
     return loss, (error, {"loss/td": loss, "q": value.mean()} | describe(out, target, config))
 
@@ -301,19 +299,15 @@ def check(config, env):
                             f"n_step * num_envs = {config.n_step * config.num_envs} steps are needed")
     if config.loss not in LOSSES:
         raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
-    if config.bins < 2 or config.width < 1:
-        raise rlzoo.Refused(f"bins={config.bins} must be at least 2, and width={config.width} at least 1")
+    for name, low in (("bins", 2), ("channels", 0), ("width", 1), ("experts", 0)):
+        if getattr(config, name) < low:
+            raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least {low}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(config)):
         if not config.v_min < config.v_max:
             raise rlzoo.Refused(f"v_min={config.v_min} must be less than v_max={config.v_max}")
         if not config.sigma_ratio > 0:
             raise rlzoo.Refused(f"sigma_ratio={config.sigma_ratio} must be more than 0")
-    image = len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
-    conv = {"auto": image, "conv": True, "mlp": False}.get(config.torso)
-    if conv is None:
-        raise rlzoo.Refused.unknown("--torso", config.torso, ("auto", "mlp", "conv"))
-    if conv and not image:
-        raise rlzoo.Refused(f"torso=conv needs images of 3x3 or more, but {env.id} has obs {env.obs_shape}")
+    conv = config.channels > 0 and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
     if config.experts and (not conv or len(config.hidden) != 1):
         raise rlzoo.Refused(f"experts={config.experts} stand in place of one hidden layer after a convolution, but "
                             f"hidden={config.hidden} and obs {env.obs_shape}; try Breakout-MinAtar and --hidden 128")

@@ -1,28 +1,27 @@
-"""PQN: parallelised Q-learning, with neither replay nor target network, and with every value loss of hl_gauss.py.
+"""PQN: parallelised Q-learning with neither replay nor target network, and with every value loss of hl_gauss.py.
 
 Paper: Gallici et al. 2024 (arXiv 2407.04811), algorithm 1: many environments stepped epsilon-greedily, lambda-returns
-of the short rollout as targets, LayerNorm in place of a target network. The losses: squared error as in the paper, or
-the classification losses of Farebrother et al. 2024 (arXiv 2403.03950; hl_gauss.py explains them):
+of short rollouts as targets, LayerNorm for stability. Its loss is `mse`; hl_gauss.py explains the others:
 
     mse          half the squared error of a scalar
-    hl_gauss     cross-entropy to a Gaussian around the target
+    hl_gauss     cross-entropy to a Gaussian around the target (arXiv 2403.03950, section 3.1)
     two_hot      cross-entropy to the two atoms next to the target
     c51          cross-entropy to the distribution of the lambda-return, mixed and projected step by step
     mse_softmax  half the squared error of the categorical's mean
 
 Run:    python algorithms/pqn.py --env CartPole-v1 --seeds 8
-        python algorithms/pqn.py --env Breakout-MinAtar --num-envs 128 --num-steps 32 --minibatches 32 --epochs 2
-            --hidden 128 --learning-rate 5e-4 --gae-lambda 0.65 --total-steps 10_000_000
-Expect: a return of 500 on CartPole within 300,000 steps
+        python algorithms/pqn.py --env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128 --num-steps 32 \
+            --minibatches 32 --epochs 2 --hidden 128 --td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.1
+Expect: a return of 500 on CartPole within 500,000 steps
 
-Metrics: `loss/td` and `q` (the mean value of the actions taken) are averages over all minibatches; `loss/td` is half
-the squared error, or KL(target || prediction) in nats; `entropy` that of the predicted distributions (nats);
-`clipped` the share of targets outside [v_min, v_max], `near_edge` of those within 3 sigma of its ends or outside;
-`target_max` the largest |target| of a rollout; `epsilon` the share of random actions.
+Metrics: `loss/td` is half the squared error, or KL(target || prediction) in nats; `q` the mean value of the actions
+taken; `entropy` that of their distributions (nats): averages over all minibatches. `clipped` is the share of targets
+outside [v_min, v_max], `near_edge` of those there or within 3 sigma of its ends; `target_max` the largest |target| of
+a rollout; `epsilon` the share of random actions.
 
-Where it departs from the paper: truncated episodes bootstrap from the true successor; observations are not divided by
-255; a 3x3 convolution is one matrix product over patches. C51 has no lambda-return in the paper: projecting at every
-step keeps its mean but blurs it, the more the longer the rollout and the nearer lambda is to 1.
+Where it departs from the paper: truncated episodes bootstrap from the true successor; images are not divided by 255;
+a 3x3 convolution is one matrix product over patches. C51 with lambda-returns is not in the paper: projecting at every
+step keeps the mean and blurs the distribution, the more the longer the rollout and the larger lambda.
 """
 
 from collections.abc import Callable
@@ -68,12 +67,10 @@ class Config:
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
     """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in its paper"""
-    torso: str = rlzoo.static("auto")
-    """mlp, conv (a 3x3 convolution first), or auto: conv for image observations"""
     hidden: tuple[int, ...] = rlzoo.static((128, 128))
     """widths of the hidden layers"""
     channels: int = rlzoo.static(16)
-    """channels of the convolution"""
+    """channels of a 3x3 convolution before them, where observations are images; 0: none"""
     width: int = rlzoo.static(1)
     """multiplies the hidden layers' widths and the channels"""
     bf16: bool = rlzoo.static(False)
@@ -88,11 +85,11 @@ class Config:
     """gradients are scaled down to this global norm"""
     discount: float = 0.99
     """gamma"""
-    td_lambda: float = 0.95
+    td_lambda: float = 0.9
     """lambda of the returns"""
     epsilon_start: float = 1.0
     """share of random actions at the start"""
-    epsilon_end: float = 0.05
+    epsilon_end: float = 0.1
     """share of random actions at the end"""
     epsilon_fraction: float = 0.2
     """part of the run over which it falls, linearly"""
@@ -151,7 +148,7 @@ class Batch(NamedTuple):
 
 # ---- losses ---------------------------------------------------------------------------------------------------
 
-LOSSES = ("hl_gauss", "two_hot", "c51", "mse", "mse_softmax")
+LOSSES = ("mse", "hl_gauss", "two_hot", "c51", "mse_softmax")
 
 
 def centres(config):
@@ -178,8 +175,8 @@ def hl_gauss(y, config):
     """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them in each bin."""
     z, width = centres(config)
     edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
-    y = jnp.clip(y, config.v_min, config.v_max)[..., None].astype(jnp.float32)
-    cdf = erf((edges - y) / (2.0**0.5 * config.sigma_ratio * width))
+    y = jnp.clip(y, config.v_min, config.v_max)
+    cdf = erf((edges - y[..., None]) / (2.0**0.5 * config.sigma_ratio * width))
     return jnp.maximum(jnp.diff(cdf), 0.0) / (cdf[..., -1:] - cdf[..., :1])
 
 
@@ -305,19 +302,15 @@ def check(config, env):
         raise rlzoo.Refused(f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}")
     if config.loss not in LOSSES:
         raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
-    if config.bins < 2 or config.width < 1:
-        raise rlzoo.Refused(f"bins={config.bins} must be at least 2, and width={config.width} at least 1")
+    for name, low in (("bins", 2), ("channels", 0), ("width", 1)):
+        if getattr(config, name) < low:
+            raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least {low}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(config)):
         if not config.v_min < config.v_max:
             raise rlzoo.Refused(f"v_min={config.v_min} must be less than v_max={config.v_max}")
         if not config.sigma_ratio > 0:
             raise rlzoo.Refused(f"sigma_ratio={config.sigma_ratio} must be more than 0")
-    image = len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
-    conv = {"auto": image, "conv": True, "mlp": False}.get(config.torso)
-    if conv is None:
-        raise rlzoo.Refused.unknown("--torso", config.torso, ("auto", "mlp", "conv"))
-    if conv and not image:
-        raise rlzoo.Refused(f"torso=conv needs images of 3x3 or more, but {env.id} has obs {env.obs_shape}")
+    conv = config.channels > 0 and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
     return conv
 
 

@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
@@ -194,31 +196,41 @@ def _spread(request: Request) -> int:
     command = [sys.executable, *(["-m", "rlzoo.cli"] if module else sys.argv[:1]), *sys.argv[1:],
                *([] if request.options["out"] else ["--out", str(folder)])]
     place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-    workers = [subprocess.Popen(command, env=os.environ | place | {"JAX_PROCESS_ID": str(i)},
-                                stdout=None if i == 0 else subprocess.DEVNULL,
-                                stderr=None if i == 0 else subprocess.DEVNULL) for i in range(count)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process: they save and stop
-    signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
-    while all(worker.poll() in (None, 0, 130) for worker in workers) and workers[0].poll() is None:
-        time.sleep(0.1)
-    failed = [code for worker in workers[1:] if (code := worker.poll()) not in (None, 0, 130)]
-    if failed:  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            workers[0].wait(GRACE_SECONDS)
-    if workers[0].poll() is None:
-        workers[0].kill()
-        print("error: a worker process ended; run without --processes to see why", file=sys.stderr)
-    code = workers[0].wait()
-    for worker in workers[1:]:
-        if code not in (0, 130):
-            worker.kill()
-        worker.wait()
-    return next((code for code in (code, *failed) if code >= 0), 1)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count - 1)]
+        env = os.environ | place
+        start = lambda i, **streams: subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, **streams)
+        workers = [start(0), *(start(i, stdout=log, stderr=log) for i, log in enumerate(logs, 1))]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process: they save and stop
+        signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
+        return _wait(workers, logs)
 
 
 def _send(workers: list[subprocess.Popen], number: int) -> None:
     for worker in workers:
         worker.send_signal(number)
+
+
+def _wait(workers: list[subprocess.Popen], logs: list) -> int:
+    """Until process 0 has ended, or another one failed; `logs` are what the others printed."""
+    fine = (None, 0, 130)
+    while workers[0].poll() is None and all(worker.poll() in fine for worker in workers):
+        time.sleep(0.1)
+    failed = {worker.returncode: log for worker, log in zip(workers[1:], logs, strict=True) if worker.poll() not in fine}
+    if failed:  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            workers[0].wait(GRACE_SECONDS)
+    if workers[0].poll() is None:
+        workers[0].kill()
+        for code, log in failed.items():
+            log.seek(0)
+            print(f"error: a worker process ended with {code}; its last lines:\n{log.read()[-2000:]}", file=sys.stderr)
+    code = workers[0].wait()
+    for worker in workers[1:]:
+        if code not in fine:
+            worker.kill()
+        worker.wait()
+    return next((code for code in (code, *failed) if code >= 0), 1)
 
 
 class _plain_errors:
@@ -227,8 +239,16 @@ class _plain_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (Refused, MemoryError)):
+        refused = isinstance(error, (Refused, MemoryError))
+        if refused:
             print(f"error: {error}", file=sys.stderr)
+        if error and not isinstance(error, SystemExit) and "JAX_COORDINATOR_ADDRESS" in os.environ:
+            if not refused:
+                traceback.print_exception(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2 if refused else 1)  # an ordinary exit would wait for the other processes
+        if refused:
             sys.exit(2)
 
 

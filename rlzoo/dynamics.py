@@ -221,7 +221,8 @@ class Ensemble:
 
         Of the real rows a random share is held out; inputs are normalised by the others' mean and deviation. The
         held-out error is measured before the first epoch and after each. Whenever a member's falls below its best by
-        more than `improvement`, a snapshot is kept, and that is what is returned.
+        more than `improvement`, a snapshot is kept, and that is what is returned. The error is that of the means, as in
+        MBPO: where means are easier to learn than deviations, it stops before the deviations are right.
 
         Args:
           data: has obs [capacity, obs_dim], action [capacity, action_dim] (or int [capacity]), reward [capacity] and
@@ -366,7 +367,7 @@ class Ensemble:
         low, high = params.min_log_var, params.max_log_var
         if not self.learn_bounds:
             low, high = lax.stop_gradient((low, high))
-        return mean, low + jax.nn.softplus(high - jax.nn.softplus(high - raw) - low)
+        return mean, low + _softplus(high - _softplus(high - raw) - low)
 
     def _predict(self, params: Params, inputs: Inputs, obs: Array, action: Array) -> Prediction:
         mean, log_var = self._apply(params, self._normalize(inputs, obs, action))
@@ -458,10 +459,21 @@ def _member_keys(key: Array, members: int) -> Array:
 
 
 def _shuffle(key: Array, n: int, size: Array | int | None = None) -> Array:
-    """A random order of range(n) that begins with a random order of range(size); faster than random.permutation."""
-    index = jnp.arange(n)
+    """A random order of range(n) that begins with a random order of range(size).
+
+    Sorts random numbers whose low bits are the index: on a CPU, single words sort several times faster than pairs.
+    Twice, because few random bits are left where n is large.
+    """
+    index = jnp.arange(n, dtype=jnp.uint32)
+    low = jnp.uint32(2 ** (n - 1).bit_length() - 1)
     last = (index >= (n if size is None else size)).astype(jnp.uint32) << 31
-    return lax.sort_key_val((jax.random.bits(key, (n,)) >> 1) | last, index)[1]
+    first, second = lax.sort(last | (jax.random.bits(key, (2, n)) >> 1 & ~low) | index, dimension=1) & low
+    return first[second].astype(jnp.int32)
+
+
+def _softplus(x: Array) -> Array:
+    """log(1 + exp(x)); `jax.nn.softplus` makes a fit a tenth slower on a CPU, to be exact where this is 1e-7 off."""
+    return jnp.maximum(x, 0) + jnp.log(1 + jnp.exp(-jnp.abs(x)))
 
 
 # ---- how much the members know --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -368,7 +369,8 @@ def _make_brax(name: str, options: dict) -> Any:
     if backend and backend not in BACKENDS:
         raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
                       f"{', '.join(BACKENDS)}")
-    with warnings.catch_warnings():
+    # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the first
+    with warnings.catch_warnings(), mock.patch.object(jax, "devices", jax.local_devices):
         warnings.simplefilter("ignore")  # brax says at every construction that its environments are frozen
         from brax.envs import get_environment
 

@@ -308,7 +308,8 @@ def _members(run: Run, metric: str) -> Iterable[tuple[dict[str, Any], Member]]:
         score = np.nan if entry.get("diverged") else entry.get(metric, last)
         if score is None:
             continue  # not evaluated yet: neither a score nor a failure
-        config = run.config.get("config", {}) | swept
+        dataset = run.config.get("options", {}).get("dataset")
+        config = run.config.get("config", {}) | ({"dataset": dataset} if dataset else {}) | swept
         number = {k: isinstance(v, int | float) and not isinstance(v, bool) for k, v in config.items()}
         fields = {k: float(v) if number[k] else str(v) for k, v in config.items()}
         yield fields, Member(run, int(index), int(data["seed"][first]), float(score))

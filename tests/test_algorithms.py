@@ -21,10 +21,14 @@ TINY = {
     "ppo": dict(env="probe-action", total_steps=48, num_envs=2, num_steps=8, epochs=1, minibatches=2, hidden=(4,)),
     "dqn": dict(env="probe-action", total_steps=12, num_envs=2, buffer_size=40, batch_size=4,
                 learning_starts=6, target_every=4, hidden=(4,)),
+    "hl_gauss": dict(env="probe-action", total_steps=12, num_envs=2, buffer_size=40, batch_size=4,
+                     learning_starts=6, target_every=4, hidden=(4,), bins=5, v_min=-2.0, v_max=2.0),
+    "pqn": dict(env="probe-action", total_steps=48, num_envs=2, num_steps=8, epochs=1, minibatches=2, hidden=(4,),
+                loss="hl_gauss", bins=5, v_min=-2.0, v_max=2.0),
     "sac": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
     "td3": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
 }
-CALLS = {"dqn": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
+CALLS = {"dqn": 6, "hl_gauss": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
 
 
 # ---- the file, read -------------------------------------------------------------------------------------------

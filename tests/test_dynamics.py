@@ -132,14 +132,14 @@ def test_discrete_actions_are_one_hot():
 
 
 def test_sizes_of_mbrcsl_and_initialisation():
-    state = quick_jit(Ensemble(4, 2, weight_decay=dynamics.MBPO_WEIGHT_DECAY).init)(KEY)
+    state = quick_jit(Ensemble(4, 2, members=2, elites=1, weight_decay=dynamics.MBPO_WEIGHT_DECAY).init)(KEY)
     kernels, biases = state.params.kernels, state.params.biases
     assert sum(x[0].size for x in (*kernels, *biases)) == 124_010  # counted in its code
     for kernel in kernels:
         unit = kernel * 2 * kernel.shape[1] ** 0.5
         assert np.abs(unit).max() <= 2 and abs(unit.std() - 0.88) < 0.02  # a normal cut at two deviations
     assert not any(np.any(bias) for bias in biases)
-    assert len(np.unique(kernels[0][:, 0, 0])) == 7
+    assert len(np.unique(kernels[0][:, 0, 0])) == 2
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------
@@ -269,7 +269,8 @@ def test_deviations_are_learnt(fit, predict):
     obs, deviation = np.tile(x, (OBS, 1)).T, 0.3 + 0.2 * x
     noise = rng.normal(size=(CAPACITY, OBS + 1)) * deviation[:, None]
     data = rows(obs, np.zeros((CAPACITY, ACTION)), x + noise[:, OBS], obs + noise[:, :OBS])
-    state = fit(START, KEY, data, CAPACITY, 3e-3)[0]
+    state, found, _, _ = fit(START, KEY, data, CAPACITY, 3e-3, last=True)  # all epochs: it stops when the means are right
+    assert found.epochs == MODEL.max_epochs
     at = np.linspace(-0.9, 0.9, CAPACITY)
     std = np.asarray(predict(state, np.tile(at, (OBS, 1)).T, np.zeros((CAPACITY, ACTION))).std).mean((0, 2))
     np.testing.assert_allclose(std, 0.3 + 0.2 * at, rtol=0.2)
@@ -282,8 +283,22 @@ def test_warm_start_goes_on_and_a_fresh_start_does_not(fitted, fit, pendulum):
     fresh = fit(START, jax.random.key(2), pendulum[1], CAPACITY)[1]
     assert (warm.history[0] < 0.1 * fresh.history[0]).all()
     assert (warm.holdout <= warm.history[0]).all() and warm.holdout.mean() < found.holdout.mean()
-    np.testing.assert_allclose(fresh.history[0], found.history[0], rtol=0.2)
+    np.testing.assert_allclose(fresh.history[0], found.history[0], rtol=0.5)
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, START)  # so that a scan can carry it
+
+
+def test_shuffles_are_uniform_and_begin_with_the_real_rows():
+    orders = np.asarray(quick_jit(jax.vmap(lambda key: dynamics._shuffle(key, 7, 4)))(jax.random.split(KEY, 5000)))
+    np.testing.assert_array_equal(np.sort(orders[:, :4]), np.tile(np.arange(4), (5000, 1)))
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(7), (5000, 1)))
+    shares = np.unique(orders[:, :4], axis=0, return_counts=True)[1] / 5000
+    assert len(shares) == 24 and np.abs(shares - 1 / 24).max() < 5 * (1 / 24 / 5000) ** 0.5
+    large = np.asarray(quick_jit(lambda key: dynamics._shuffle(key, 2**18))(KEY))
+    halves = (large.reshape(-1, 256) < 2**17).mean(1)  # of each minibatch, from the older half of the rows
+    assert abs(halves.std() - 1 / 32) < 0.003
+    bits = np.random.default_rng(0).integers(0, 2**31, 2**18) & ~(2**18 - 1)  # one sort alone: 13 random bits
+    once = np.sort(bits | np.arange(2**18)) & (2**18 - 1)
+    assert (np.diff(once) > 0).mean() > 0.9 and abs((np.diff(large) > 0).mean() - 0.5) < 0.01
 
 
 # ---- which rows a member sees, and what may be added to its loss ----------------------------------------------
@@ -354,8 +369,8 @@ def test_bootstraps_differ_between_members_and_stay_through_a_fit():
 
 
 def test_extra_is_added_to_the_loss():
-    pulled, plain = (recorder(False)(0.05, coef)[0][-1].mean for coef in (100.0, 0.0))
-    assert pulled > plain + 0.5
+    means = lambda coef: np.mean([x.mean for x in recorder(False)(0.2, coef)[0][12:]])  # in the second epoch
+    assert means(100.0) > means(0.0) + 1
 
 
 # ---- members and seeds ----------------------------------------------------------------------------------------

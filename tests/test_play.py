@@ -85,6 +85,18 @@ def test_rolls_what_evaluation_rolls():
     np.testing.assert_array_equal(cut[4].obs, rolled[0][4].obs)
 
 
+def test_compiles_once_for_all_steps_and_episodes():
+    """Also where the dtype of a state is weaker at its start, as in MetaMaze."""
+    traced = []
+
+    def act(memory, obs, reward, keys):
+        traced.append(1)
+        return jnp.zeros(1, jnp.int32), memory
+
+    assert [len(frames) for frames in play.roll(rlzoo.make("MetaMaze-misc"), act, None, KEYS[:2], steps=3)] == [4, 4]
+    assert len(traced) == 1
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of the toy: one with a sweep and two seeds, one whose policy remembers."""

@@ -206,6 +206,17 @@ def test_group_joins_seeds_of_the_same_setting_only(tmp_path):
     assert groups["learning_rate=0.001"].repeats == 2  # seeds 0 and 1 of run c are those of run a
 
 
+def test_runs_on_different_data_sets_are_not_seeds_of_one_setting(tmp_path):
+    for name, dataset in (("a", "expert.npz"), ("b", "random.npz"), ("c", None), ("d", None)):
+        path = fake_run(tmp_path / name, seeds=2) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"dataset": dataset}}))
+    groups = report.group(report.read_run(tmp_path / name) for name in "ab")
+    assert [(g.setting, len(g.members), g.repeats) for g in groups] == [
+        ("dataset=expert.npz", 2, 0), ("dataset=random.npz", 2, 0)]
+    (together,) = report.group(report.read_run(tmp_path / name) for name in "cd")
+    assert (together.setting, together.repeats) == ("", 2)
+
+
 def test_a_diverged_member_is_left_out_and_counted_with_and_without_summary(tmp_path):
     for status in ("done", "unfinished"):
         run = report.read_run(fake_run(tmp_path / status, diverged=(1,), status=status))
