@@ -303,7 +303,8 @@ def list_(envs: bool = False) -> None:
         from rlzoo.env import BACKENDS, ids
 
         print("\n".join(ids()))
-        print(f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25)")
+        print(f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25;\n"
+              "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name)")
         return
     width = max(map(len, names()))
     for name in names():

@@ -434,12 +434,15 @@ def _check_file(out: Path, fps: float, env: environments.Env) -> None:
         raise Refused(f"{out}: an .mp4 needs ffmpeg, which is not on this machine; a .gif does not")
     if not 0 < fps <= 50:
         raise Refused(f"--fps is {fps}; it must be more than 0 and at most 50, which is what a GIF can show")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"cannot write {out}: {error.strerror}; choose another --gif") from error
 
 
 def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: float) -> Path:
     """Draw `episodes` into `out`, a .gif, .mp4 or .html; returns the file written: of brax a page, where MuJoCo
     cannot draw."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     frames = list(itertools.chain(*episodes))
     inner = innermost(env.inner)
     if out.suffix != ".html":

@@ -461,20 +461,23 @@ def counting(key, obs, action):
     return jnp.where(next_obs > 100, jnp.inf, next_obs), obs[:, 0]
 
 
+STARTS = [0.0, 10.0, 1.0, 60.0, -1.0, -2.0]  # the last two terminate at the last step of length 3 and of length 4
+
+
 def walk(length, horizon=4):
     act = lambda obs, key: jnp.where(obs > 50, 60.0, 1.0)
     ends = lambda obs, action, next_obs: (obs[:, 0] == 1) & (next_obs[:, 0] == 2)
-    return rollout(counting, act, jnp.array([[0.0], [10.0], [1.0], [60.0]]), KEY, horizon, ends, length)
+    return rollout(counting, act, jnp.array(STARTS)[:, None], KEY, horizon, ends, length)
 
 
 @pytest.mark.parametrize("length", [None, 4, 3])
 def test_rollout_is_the_python_loop(length):
     found, valid = quick_jit(walk)(length)
     steps = length or 4
-    assert found.obs.shape == (4, 4, 1) and valid.shape == (4, 4)
-    alive, obs = [True] * 4, [0.0, 10.0, 1.0, 60.0]
+    assert found.obs.shape == (4, 6, 1) and valid.shape == (4, 6)
+    alive, obs = [True] * 6, list(STARTS)
     for i in range(steps):
-        for n in range(4):
+        for n in range(6):
             assert valid[i, n] == (alive[n] and obs[n] != 60)
             if not valid[i, n]:
                 assert found.reward[i, n] == 0 and not found.terminated[i, n] and not found.truncated[i, n]
@@ -485,10 +488,10 @@ def test_rollout_is_the_python_loop(length):
             assert [float(x[i, n].squeeze()) for x in found] == [float(x) for x in want]
             alive[n], obs[n] = not ended, obs[n] + 1
     assert not valid[steps:].any() and all(np.isfinite(x).all() for x in found)
-    assert valid[1].tolist() == [True, True, False, False]
+    assert valid[1].tolist() == [True, True, False, False, True, True]
 
     packed, size = dynamics.pack(found, valid)
-    assert size == valid.sum() and packed.obs.shape == (16, 1)
+    assert size == valid.sum() and packed.obs.shape == (24, 1)
     np.testing.assert_array_equal(packed.obs[:size], np.asarray(found.obs)[np.asarray(valid)])
 
 

@@ -26,7 +26,7 @@ import rlzoo
 from rlzoo import cli, offscreen, play, report
 from rlzoo.algorithm import Refused
 from rlzoo.env import Env, episodes
-from rlzoo.train import EVALUATION
+from rlzoo.train import EVALUATION, Trained
 
 KEYS = jax.random.split(jax.random.key(3), 3)
 INK, RED, ORANGE, BLUE, GREEN = ("#333333", "#D55E00", "#E69F00", "#0072B2", "#009E73")
@@ -98,37 +98,50 @@ def test_compiles_once_for_all_steps_and_episodes():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Runs of the toy: one with a sweep and two seeds, one whose policy remembers."""
-    folder = tmp_path_factory.mktemp("runs")
-    options = {"seeds": 2, "eval_episodes": 3, "eval_every": 0, "quiet": True, "cache": False}
+def run(tmp_path_factory):
+    """A run of the toy: two settings, two seeds."""
+    out = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write_curve", lambda *_: None)
-        for mode, sweep in (("plain", {"goal": [1.0, -1.0]}), ("memory", {})):
-            rlzoo.train(toy.make, toy.Config(total_steps=20, mode=mode), sweep=sweep, out=str(folder / mode), **options)
-    return folder
+        rlzoo.train(toy.make, toy.Config(total_steps=20), sweep={"goal": [1.0, -1.0]}, out=str(out), seeds=2,
+                    eval_episodes=3, eval_every=0, quiet=True, cache=False)
+    return out
 
 
-@pytest.mark.parametrize("mode, member", [("plain", 3), ("memory", 1)])
-def test_a_run_scores_as_its_summary_says(runs, mode, member):
-    """Right member, right configuration, right memory: with the keys of the last evaluation, the same mean return."""
-    summary = json.loads((runs / mode / "summary.json").read_text())["members"][member]
-    env, act, memory = play._trained(runs / mode, member)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(summary["seed"]), EVALUATION), 20)
-    rolled = play.roll(env, act, memory, jax.random.split(key, 3))
-    assert np.mean([frames[-1].episode_return for frames in rolled]) == pytest.approx(summary["eval/return"])
+def test_a_run_scores_as_its_summary_says(run):
+    """Right member, right configuration: with the keys of the last evaluation, the same mean return."""
+    members = json.loads((run / "summary.json").read_text())["members"]
+    scores = []
+    for member in (0, 3):
+        env, act, memory = play._trained(run, member)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(members[member]["seed"]), EVALUATION), 20)
+        rolled = play.roll(env, act, memory, jax.random.split(key, 3))
+        scores.append(np.mean([frames[-1].episode_return for frames in rolled]))
+        assert scores[-1] == pytest.approx(members[member]["eval/return"])
+    assert scores[0] != scores[1]
 
 
-def test_command(runs, tmp_path, monkeypatch, capsys):
+def test_a_policy_that_remembers(monkeypatch):
+    """The toy's takes turns between the actions, if memory and reward (1 a step) reach it."""
+    env = rlzoo.make("CartPole-v1")
+    algorithm = toy.make(toy.Config(mode="memory"), env)
+    state = quick_jit(algorithm.init)(KEYS[0])
+    monkeypatch.setattr(play, "trained", lambda run, member: Trained(env, algorithm, state))
+    (frames,) = play.roll(*play._trained("run", 0), KEYS[:1])
+    sides = [frame.state.x_dot for frame in frames]
+    assert len(sides) > 5 and (np.diff(np.sign(np.diff(sides))) != 0).all()  # the cart is pushed left, right, left, ...
+
+
+def test_command(run, tmp_path, monkeypatch, capsys):
     def go(*argv):
         monkeypatch.setattr(sys, "argv", ["rlzoo", "play", *map(str, argv), "--no-cache"])
         cli.main()
         return capsys.readouterr().out.splitlines()
 
-    out = go(runs / "plain", "--episodes", "2", "--member", "1", "--fps", "10")
+    out = go(run, "--episodes", "2", "--member", "1", "--fps", "10")
     lengths = [int(length) for length in re.findall(r"return \d+\.00, length (\d+)", "\n".join(out))]
-    assert len(lengths) == 2 and out[-1] == f"wrote {runs / 'plain' / 'play.gif'}"
-    with Image.open(runs / "plain" / "play.gif") as gif:
+    assert len(lengths) == 2 and out[-1] == f"wrote {run / 'play.gif'}"
+    with Image.open(run / "play.gif") as gif:
         shown = 0
         for i in range(gif.n_frames):
             gif.seek(i)
@@ -153,6 +166,7 @@ def test_command(runs, tmp_path, monkeypatch, capsys):
         ({"random": "CartPole-v1", "fps": 0.0}, "--fps is 0"),
         ({"random": "CartPole-v1", "out": "a.html"}, "a.html: CartPole-v1 is drawn into .gif or .mp4"),
         ({"random": "CartPole-v1", "out": "a.mp4"}, "needs ffmpeg"),
+        ({"random": "CartPole-v1", "out": "/proc/none/a.gif"}, "cannot write /proc/none/a.gif"),
     ],
 )
 def test_refusals(kwargs, expected, tmp_path, monkeypatch):
@@ -163,11 +177,11 @@ def test_refusals(kwargs, expected, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_no_such_member_and_no_source(runs, tmp_path):
+def test_no_such_member_and_no_source(run, tmp_path):
     for member in (4, -1):
         with pytest.raises(Refused, match=f"no member {member}"):
-            play.play(runs / "plain", member=member)
-    shutil.copy(runs / "plain" / "config.json", tmp_path)
+            play.play(run, member=member)
+    shutil.copy(run / "config.json", tmp_path)
     with pytest.raises(Refused, match=r"has lost toy\.py"):
         play.play(tmp_path)
 
@@ -175,7 +189,8 @@ def test_no_such_member_and_no_source(runs, tmp_path):
 # ---- pictures -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("id", [id for id in gymnax.registered_envs if "MNIST" not in id and "probe" not in id])
+@pytest.mark.parametrize("id", [pytest.param(id, marks=[pytest.mark.slow] * ("MinAtar" in id))
+                                for id in gymnax.registered_envs if "MNIST" not in id and "probe" not in id])
 def test_every_environment_of_gymnax_has_a_picture(id):
     (picture,) = shots(id, {})
     height, width, _ = picture.shape

@@ -5,7 +5,6 @@ What it shares with hl_gauss.py and ppo.py is the same text, so that their tests
 
 import dataclasses
 import inspect
-import itertools
 
 import flax.linen as nn
 import jax
@@ -175,69 +174,50 @@ SMALL = pqn.Config(total_steps=160, num_envs=4, num_steps=4, epochs=3, minibatch
                    bins=11, v_min=-2.0, v_max=2.0, epsilon_fraction=0.5)
 
 
-@pytest.fixture(scope="module")
-def step():
-    env = rlzoo.make("probe-obs")
-    init = quick_jit(lambda config, key: pqn.make(config, env).init(key))
-    step = quick_jit(lambda config, state, t: pqn.make(config, env).step(state, t))
+def test_epsilon_falls_linearly_and_the_learning_rate_to_zero():
+    @quick_jit
+    def run(config):
+        alg = pqn.make(config, rlzoo.make("probe-obs"))
+        start = alg.init(jax.random.key(0))
+        step = lambda state, t: (lambda after, metrics: (after, (after.params, metrics)))(*alg.step(state, t))
+        end, (params, metrics) = jax.lax.scan(step, start, jnp.arange(10))
+        return end.opt_state, params, metrics
 
-    def run(config, calls):
-        states, metrics = [init(config, jax.random.key(0))], []
-        for t in range(calls):
-            state, metric = step(config, states[-1], t)
-            states.append(state)
-            metrics.append(jax.tree.map(np.asarray, metric))
-        return states, metrics
-
-    return run
-
-
-def test_epsilon_falls_linearly_and_the_learning_rate_to_zero(step):
-    states, metrics = step(dataclasses.replace(SMALL, epsilon_start=0.9, epsilon_end=0.1), 11)
-    share = np.minimum(np.arange(11) / 5, 1.0)
-    np.testing.assert_allclose([m["epsilon"] for m in metrics], 0.9 - 0.8 * share, rtol=1e-5)
-    moved = [sum(np.abs(a - b).sum() for a, b in zip(*map(jax.tree.leaves, (x.params, y.params)), strict=True))
-             for x, y in itertools.pairwise(states)]
-    assert min(moved[:10]) > 0 and moved[9] < moved[2]
-    assert moved[10] < 0.5 * moved[9]  # t = 10 is beyond the end, where the rate has passed zero
-    count = optimizer_count(states[3].opt_state)
-    assert count == 3 * 3 * 2  # calls, epochs, minibatches
+    opt_state, params, metrics = run(dataclasses.replace(SMALL, epsilon_start=0.9, epsilon_end=0.1))
+    share = np.minimum(np.arange(10) / 5, 1.0)
+    np.testing.assert_allclose(metrics["epsilon"], 0.9 - 0.8 * share, rtol=1e-5)
+    counts = [int(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.integer)]
+    assert counts == [10 * 3 * 2]  # calls, epochs, minibatches
+    moved = sum(np.abs(np.diff(x, axis=0)).reshape(9, -1).sum(1) for x in jax.tree.leaves(params))  # of calls 1 to 9
+    assert 0 < moved[8] < 0.3 * moved[3]
 
 
-def optimizer_count(opt_state):
-    return next(int(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.integer))
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 1.0])
-def test_epsilon_is_the_share_of_random_actions(step, epsilon, monkeypatch):
-    seen = []
-    monkeypatch.setattr(pqn, "Batch", lambda *fields: seen.append(fields) or pqn_batch(*fields))
-    config = dataclasses.replace(SMALL, epsilon_start=epsilon, epsilon_end=epsilon)
-    alg = pqn.make(config, rlzoo.make("probe-obs"))
+def test_epsilon_is_the_share_of_random_actions(monkeypatch):
+    seen, batch = [], pqn.Batch
+    monkeypatch.setattr(pqn, "Batch", lambda *fields: seen.append(fields) or batch(*fields))
 
     @quick_jit
-    def run(key):
+    def run(config, key):
+        alg = pqn.make(config, rlzoo.make("probe-obs"))
         state = alg.init(key)
         alg.step(state, jnp.int32(0))
         obs, action, _ = seen[-1]
         return action, alg.act(alg.policy(state), obs, key)
 
-    action, greedy = map(np.asarray, run(jax.random.key(0)))
-    assert action.shape == (4, 4) and np.array_equal(action, greedy) == (epsilon == 0.0)
-    assert set(action.ravel()) == {0, 1} or epsilon == 0.0
-
-
-pqn_batch = pqn.Batch
+    for epsilon in (0.0, 1.0):
+        action, greedy = map(np.asarray, run(dataclasses.replace(SMALL, epsilon_start=epsilon), jax.random.key(0)))
+        assert action.shape == (4, 4) and np.array_equal(action, greedy) == (epsilon == 0.0)
+        assert set(action.ravel()) == {0, 1} or epsilon == 0.0
 
 
 # ---- probe environments ---------------------------------------------------------------------------------------
 
 TINY = pqn.Config(total_steps=300 * 64, num_envs=8, num_steps=8, epochs=2, minibatches=2, hidden=(16,), bins=21,
-                  v_min=-12.0, v_max=12.0, learning_rate=0.01, discount=GAMMA, epsilon_end=0.5)
-SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("two_hot", "mse_softmax")]
+                  v_min=-12.0, v_max=12.0, learning_rate=0.1, discount=GAMMA, epsilon_end=0.5)
+SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("hl_gauss", "two_hot", "mse_softmax")]
 
 
-@pytest.mark.parametrize("loss", ["mse", "hl_gauss", "c51", *SLOW])
+@pytest.mark.parametrize("loss", ["mse", "c51", *SLOW])
 def test_values_of_the_probes(loss):
     c = dataclasses.replace(TINY, loss=loss)
     learnt = learn(pqn.make, c, [*PROBES, "probe-time-limit naive"])
@@ -247,7 +227,6 @@ def test_values_of_the_probes(loss):
     obs = jnp.array([[-1.0], [0.0], [1.0]])
     q = pqn.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, *shape), c)
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
-    print(q)
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
     np.testing.assert_allclose(two_step[2], 1.0, atol=0.05)
