@@ -490,7 +490,7 @@ def max_std(prediction: Prediction) -> Array:
 
 
 def std_of_means(prediction: Prediction) -> Array:
-    """Root of the variance of the means over members, averaged over dimensions, [n]: where members disagree."""
+    """Root of the variance over members of the means, averaged over dimensions, [n]: where members disagree."""
     return jnp.sqrt(prediction.mean.var(0).mean(-1))
 
 

@@ -70,6 +70,7 @@ def register() -> None:
 def train() -> None:
     """This process as an algorithm script, with the toy environment known to it."""
     from rlzoo.algorithms import td3  # before gymnax: rlzoo starts jax
+
     from rlzoo.cli import script
 
     register()
@@ -98,9 +99,10 @@ def matmul(threads: int) -> float:
 
 
 def time_matmul() -> None:
-    from rlzoo import env as _  # noqa: F401  (starts jax as rlzoo does)
     import jax
     import jax.numpy as jnp
+
+    from rlzoo import env as _
 
     x, count = jnp.eye(WIDTH), 2000
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: y @ x, x))
@@ -137,10 +139,10 @@ def main() -> None:
     facts = machine.describe()
     OUT.write_text("\n".join([
         "# TD3: updates per second", "",
-        f"256-256 networks, batch 256, {OBS} observations, {ACTION} actions, a replay of the whole run in the program, a toy "
-        "environment, one update a step. Medians of 3 runs taken in turn; compiling and evaluation not included. One update "
-        f"multiplies matrices for {work / 1e6:.0f} MFLOP on average. The last column compares with 256 x 256 x 256 products in "
-        f"a compiled loop, timed in between: {one:.0f} GFLOP/s with one thread, {both:.0f} with two.", "",
+        f"256-256 networks, batch 256, {OBS} observations, {ACTION} actions, a replay of the whole run in the program, a "
+        "toy environment, one update a step. Medians of 3 runs taken in turn; compiling and evaluation not included. One "
+        f"update multiplies matrices for {work / 1e6:.0f} MFLOP on average. The last column compares with 256 x 256 x 256 "
+        f"products in a compiled loop, timed in between: {one:.0f} GFLOP/s with one thread, {both:.0f} with two.", "",
         f"Made by `python scripts/bench_td3.py`. Hardware: {facts['cpu']}, {facts['cores']} cores.", "", *rows, ""]))
     print(OUT.read_text())
 
