@@ -226,7 +226,8 @@ class Brax(environment.Environment):
     def __init__(self, env: Any, name: str):
         self.env = env
         self._name = name
-        self.sizes = env.observation_size, env.action_size
+        # not env.observation_size, which resets the environment to look at what it gives
+        self.sizes = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape[-1], env.action_size
 
     @property
     def default_params(self) -> Any:

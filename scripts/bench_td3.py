@@ -102,8 +102,6 @@ def time_matmul() -> None:
     import jax
     import jax.numpy as jnp
 
-    from rlzoo import env as _
-
     x, count = jnp.eye(WIDTH), 2000
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: y @ x, x))
     jax.block_until_ready(loop(x))
