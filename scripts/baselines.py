@@ -23,7 +23,7 @@ OUT = ROOT / "results" / "baselines"
 MINATAR = ["--num-envs", "64", "--minibatches", "8", "--learning-rate", "5e-3"]
 SMALL = ["--learning-starts", "1_000", "--hidden", "64", "64", "--batch-size", "128", "--learning-rate", "1e-3"]
 PENDULUM = ["--env", "Pendulum-v1", "--total-steps", "20_000", *SMALL]
-MOUNTAIN = ["--env", "MountainCarContinuous-v0", "--total-steps", "50_000", *SMALL]
+MOUNTAIN = ["--env", "MountainCarContinuous-v0", "--total-steps", "20_000", *SMALL]
 BRAX = ["--total-steps", "50_000", "--num-envs", "4", "--updates", "2", "--hidden", "128", "128", "--batch-size", "128",
         "--learning-starts", "2_000", "--eval-every", "10_000"]
 HOPPER, CHEETAH = (["--env", f"brax/{name}:spring", *BRAX] for name in ("hopper", "halfcheetah"))
