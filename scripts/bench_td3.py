@@ -82,10 +82,10 @@ def train() -> None:
 
 def measure(members: int, processes: int, threads: int) -> float:
     """Updates per second of all members."""
-    steps = str(512 + 6000 // members * processes * threads)
+    steps = str(4_000 * processes * threads // members)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--train", "--env", "linear", "--total-steps", steps, "--buffer-size",
-                        "1_000_000", "--learning-starts", "256", "--seeds", str(members), "--processes", str(processes),
+                        "1_000_000", "--learning-starts", "1", "--seeds", str(members), "--processes", str(processes),
                         "--eval-every", "0", "--eval-episodes", "1", "--quiet", "--out", f"{folder}/run"],
                        check=True, timeout=600, env=os.environ | {"PJRT_NPROC": str(threads)})
         return json.loads(Path(folder, "run", "summary.json").read_text())["updates_per_second"]
