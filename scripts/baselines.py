@@ -76,8 +76,8 @@ def write_table() -> None:
     lines = [
         "# Baselines", "",
         "Claim: each algorithm solves the standard tasks at its defaults or the flags shown. Ten seeds, the last iterate "
-        "(no choice of the best checkpoint), 128 episodes of the greedy policy for each seed (brax: 16). IQM with its 95% "
-        "stratified bootstrap interval.", "",
+        "(no choice of the best checkpoint), as many episodes of the greedy policy for each seed as the command says. IQM "
+        "with its 95% stratified bootstrap interval.", "",
         "Made by `python scripts/baselines.py`. The steps are environment steps of each seed.", "",
         "| study | goal | IQM return | 95% interval | mean ± std | steps | steps/s, all seeds | seconds | command |",
         "|---|---|---|---|---|---|---|---|---|",
