@@ -82,7 +82,7 @@ def train() -> None:
 
 def measure(members: int, processes: int, threads: int) -> float:
     """Updates per second of all members."""
-    steps = str(4_000 * processes * threads // members)
+    steps = str(2_500 * processes * threads // members)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--train", "--env", "linear", "--total-steps", steps, "--buffer-size",
                         "1_000_000", "--learning-starts", "1", "--seeds", str(members), "--processes", str(processes),
