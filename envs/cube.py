@@ -1,0 +1,215 @@
+"""The Rubik's cube, 3x3x3 and 2x2x2, in quarter turns and in meta-actions of two or three of them.
+
+A state is the colour of every sticker, face by face in the order U D L R B F (colours are numbered like the faces), each
+face in rows. Turns are derived from where the stickers lie in space: the axes x, y, z point out of R, B and U.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .puzzle import Params, Puzzle, State, breadth_first, not_permutation, odd, permutation_rank, tiled
+
+FACES = "UDLRBF"
+NORMALS = np.array([[0, 0, 1], [0, 0, -1], [-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0]])
+AXES = (((0, 1), (1, 1)), ((0, 1), (1, -1)), ((1, -1), (2, 1)), ((1, 1), (2, 1)), ((0, -1), (2, 1)), ((0, 1), (2, 1)))
+"""of each face: (axis, direction) along which its rows, and the stickers of a row, are counted"""
+COLOURS = np.array([[250, 250, 250], [250, 215, 0], [255, 120, 0], [200, 30, 40], [0, 80, 200], [0, 150, 70]], np.uint8)
+NET = {"U": (0, 1, (1, 0, 0), (0, -1, 0)), "L": (1, 0, (0, -1, 0), (0, 0, -1)), "F": (1, 1, (1, 0, 0), (0, 0, -1)),
+       "R": (1, 2, (0, 1, 0), (0, 0, -1)), "B": (1, 3, (-1, 0, 0), (0, 0, -1)), "D": (2, 1, (1, 0, 0), (0, 1, 0))}
+"""of each face of the unfolded cube: row, column, and what is to the right and downwards in space"""
+
+
+# ---- geometry ---------------------------------------------------------------------------------------------------
+
+
+def sticker_places(side: int) -> np.ndarray:
+    """Where the middle of each sticker is, in half widths of a small cube: int [6 * side**2, 3]."""
+    places = []
+    for normal, axes in zip(NORMALS, AXES, strict=True):
+        for steps in itertools.product(range(side), repeat=2):
+            place = normal * side
+            for (axis, direction), step in zip(axes, steps, strict=True):
+                place[axis] = direction * (2 * step - side + 1)
+            places.append(place)
+    return np.array(places)
+
+
+@functools.cache
+def quarter_turns(side: int) -> dict[str, np.ndarray]:
+    """Each turn as a permutation: the stickers after it are `stickers[permutation]`. The 1 of "U1" is clockwise seen
+    from outside, that is -90 degrees about the face's normal; "U-1" is anticlockwise."""
+    places = sticker_places(side)
+    index = {tuple(place): i for i, place in enumerate(places)}
+    turns = {}
+    for face, normal in zip(FACES, NORMALS, strict=True):
+        moves = places @ normal >= side - 1
+        along = np.outer(places @ normal, normal)
+        for name, sign in ((f"{face}-1", -1), (f"{face}1", 1)):
+            source = np.where(moves[:, None], along + sign * np.cross(normal, places), places)
+            turns[name] = np.array([index[tuple(place)] for place in source])
+    return turns
+
+
+def pieces(side: int) -> dict[int, np.ndarray]:
+    """The stickers of every corner (3: int [8, 3], clockwise seen from outside, that of U or D first), every edge
+    (2: int [12, 2]) and every centre (1: int [6, 1]) of a cube whose side is 2 or 3."""
+    places = sticker_places(side)
+    cubes: dict[tuple, list[int]] = {}
+    for i, place in enumerate(places):
+        cubes.setdefault(tuple(place.clip(1 - side, side - 1)), []).append(i)
+    for stickers in cubes.values():
+        if len(stickers) == 3 and np.linalg.det(places[stickers]) > 0:
+            stickers[1:] = stickers[:0:-1]
+    return {count: np.array([s for s in cubes.values() if len(s) == count]) for count in {len(s) for s in cubes.values()}}
+
+
+# ---- the puzzle -------------------------------------------------------------------------------------------------
+
+
+class Cube(Puzzle):
+    """What both sizes share.
+
+    Args:
+      side: 2 or 3.
+      faces: those that may be turned.
+      actions: how many: the b quarter turns alone, with all b**2 ordered pairs of them, or with all b**3 ordered triples
+        as well (of cube3: 12, 156 or 1884).
+      distinct: leave out actions that change nothing, and those that do what an earlier one does.
+      cost: "len", the quarter turns in an action, or "one".
+    """
+
+    values = 6
+    goal: np.ndarray
+
+    def __init__(self, side: int, faces: str, actions: int, distinct: bool, cost: str):
+        self.side, self.size = side, 6 * side**2
+        turns = {name: turn for name, turn in quarter_turns(side).items() if name[0] in faces}
+        self.turns = tuple(turns)
+        sizes = tuple(itertools.accumulate(len(turns) ** k for k in (1, 2, 3)))
+        if actions not in sizes:
+            raise ValueError(f"actions={actions!r}: must be {sizes[0]}, {sizes[1]} or {sizes[2]}")
+        if cost not in ("len", "one"):
+            raise ValueError(f"cost={cost!r}: must be 'len' (quarter turns) or 'one'")
+        if not isinstance(distinct, bool):
+            raise ValueError(f"distinct={distinct!r}: must be True or False")
+        self.home = pieces(side)
+        self.where = {tuple(np.roll(piece, twist).tolist()): (i, twist) for count, stickers in self.home.items()
+                      for i, piece in enumerate(stickers) for twist in range(count)}
+        """stickers of a piece, from any of them on -> which of its kind it is, and its twist"""
+        number: dict[tuple | bytes, int] = {}
+        chosen: list[tuple] = []
+        stands_for: dict[tuple, int] = {}
+        for word in itertools.chain(*(itertools.product(turns, repeat=k) for k in range(1, sizes.index(actions) + 2))):
+            # "U1.R1" turns U first, and stickers[U1][R1] = stickers[U1[R1]]
+            turn = functools.reduce(lambda before, name: before[turns[name]], word, np.arange(self.size))
+            if distinct and (turn == np.arange(self.size)).all():
+                continue
+            key = turn.tobytes() if distinct else word
+            stands_for[word] = number.setdefault(key, len(chosen))
+            if stands_for[word] == len(chosen):
+                chosen.append((word, turn))
+        words, table = zip(*chosen, strict=True)
+        self.action_names = tuple(".".join(word) for word in words)
+        self.table = np.array(table, np.uint8)
+        """uint8 [num_actions, size]: the states after an action are `states[..., table[action]]`"""
+        self.costs = np.array([len(word) if cost == "len" else 1 for word in words], np.float32)
+        self.inverse = np.array([stands_for[_undo(word)] for word in words], np.int32)
+        self.goal = np.arange(6, dtype=np.uint8).repeat(side**2)
+
+    def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
+        source = jnp.asarray(self.table)[actions].astype(jnp.int32)
+        return jnp.take_along_axis(states, source, -1, mode="promise_in_bounds")
+
+    def apply_all(self, states: jax.Array) -> jax.Array:
+        return states[:, self.table.astype(np.int32)]
+
+    def fault(self, state: np.ndarray) -> str:
+        """`state` holds sticker ids as in the goal 0, 1, ..., whose colours are `id // side**2`."""
+        if why := not_permutation(state):
+            return why
+        stays = np.flatnonzero((self.table == np.arange(self.size)).all(0))
+        if (wrong := stays[state[stays] != stays]).size:
+            return f"sticker {wrong[0]} of a piece that does not move is {state[wrong[0]]}: turn the cube as a whole"
+        parity = 0
+        for count, what in ((3, "corner"), (2, "edge"))[: self.side - 1]:
+            found = [self.where.get(tuple(stickers)) for stickers in state[self.home[count]]]
+            if None in found:
+                stickers = state[self.home[count][found.index(None)]]
+                return f"there is no {what} with the stickers {', '.join(map(str, stickers))} in this order"
+            piece, twist = np.array(found).T
+            if twist.sum() % count:
+                return f"it cannot be solved: a single {what} is {'twisted' if count == 3 else 'flipped'}"
+            parity += odd(piece)
+        if self.side == 3 and parity % 2:  # a quarter turn is an odd permutation of corners and one of edges
+            return "it cannot be solved: a single pair of pieces is swapped"
+        return ""
+
+    def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return (super().read(arrays) // self.side**2).astype(np.uint8)
+
+    def render(self, state: State, params: Params | None = None) -> np.ndarray:
+        """The cube unfolded: U above, L F R B in a row, D below."""
+        side = self.side
+        net = np.full((3 * side, 4 * side, 3), 255, np.uint8)
+        places, colours = sticker_places(side).reshape(6, -1, 3), COLOURS[np.asarray(state.position)].reshape(6, -1, 3)
+        for face, (row, column, right, down) in NET.items():
+            f = FACES.index(face)
+            seen = np.lexsort((places[f] @ right, places[f] @ down))
+            net[row * side :, column * side :][:side, :side] = colours[f, seen].reshape(side, side, 3)
+        return tiled(net)
+
+
+def _undo(word: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(turn[0] + ("1" if "-" in turn else "-1") for turn in reversed(word))
+
+
+class Cube3(Cube):
+    """The 3x3x3 cube: 12 quarter turns U-1, U1, D-1, ..., F1, and 54 stickers."""
+
+    def __init__(self, actions: int = 12, distinct: bool = False, cost: str = "len"):
+        super().__init__(3, FACES, actions, distinct, cost)
+        self.name, self.params = "cube3", Params(100, 30)
+
+
+class Cube2(Cube):
+    """The 2x2x2 cube: the corner of D, L and B stays, so the quarter turns are 6, of U, R and F, and the states
+    3,674,160, none more than 14 turns from the goal."""
+
+    def __init__(self, actions: int = 6, distinct: bool = False, cost: str = "len"):
+        super().__init__(2, "URF", actions, distinct, cost)
+        self.name, self.params = "cube2", Params(50, 20)
+        corners = self.home[3]
+        self.corners = corners[(self.table[:, corners] != corners).any((0, 2))]
+        """int [7, 3]: the stickers of those that move"""
+        self.unit_turns = cost == "len" or actions == 6
+
+    def rank(self, states: jax.Array) -> jax.Array:
+        """A number of each state, all different: uint8 [..., 24] -> int32 [...], below RANKS."""
+        colours = self.goal[self.corners]
+        found = np.zeros((6, 6, 2), np.int32)  # first two colours of a corner, clockwise -> which it is, its twist
+        for twist in range(3):
+            turned = np.roll(colours, twist, 1)
+            found[turned[:, 0], turned[:, 1]] = np.stack([np.arange(7), np.full(7, twist)], 1)
+        corner = jnp.asarray(found)[states[..., self.corners[:, 0]], states[..., self.corners[:, 1]]]
+        twists = corner[..., :6, 1] @ 3 ** np.arange(6)
+        return permutation_rank(corner[..., 0]) * 729 + twists
+
+    def distance(self, states: jax.Array) -> jax.Array:
+        """In quarter turns."""
+        if not self.unit_turns:
+            raise NotImplementedError(f"{self.name}: there is no table of distances for actions that cost one whatever "
+                                      "they turn; with cost=len there is")
+        return jnp.asarray(_table())[self.rank(states)].astype(jnp.int32)
+
+
+RANKS = 5040 * 729
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    return breadth_first(cube := Cube2(), cube.rank, RANKS)
