@@ -42,6 +42,9 @@ STUDIES = {  # name -> (algorithm, flags, goal)
                      "at 1e7 steps, gymnax's published checkpoint: 28"),
     "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "1_000_000", *MINATAR],
                           "at 1e7 steps, gymnax's published checkpoint: 131"),
+    "pqn-cartpole": ("pqn", ["--env", "CartPole-v1", "--total-steps", "500_000"], "IQM >= 490"),
+    "hl_gauss-cartpole": ("hl_gauss", [
+        "--env", "CartPole-v1", "--total-steps", "500_000", "--learning-rate", "1e-3"], "IQM >= 490"),
     "td3-pendulum": ("td3", PENDULUM, "IQM >= -200"),
     "sac-pendulum": ("sac", PENDULUM, "IQM >= -200"),
     "td3-mountaincar": ("td3", MOUNTAIN, "reported: exploration is the task (a car that never leaves scores 0)"),

@@ -13,7 +13,7 @@ import pytest
 from together import quick_jit
 
 import rlzoo
-from rlzoo import cli
+from rlzoo import cli, collect
 from rlzoo.record import load_module
 
 # Sizes that make a file's program tiny; a file that is not named here runs on its defaults.
@@ -25,10 +25,13 @@ TINY = {
                      learning_starts=6, target_every=4, hidden=(4,), bins=5, v_min=-2.0, v_max=2.0),
     "pqn": dict(env="probe-action", total_steps=48, num_envs=2, num_steps=8, epochs=1, minibatches=2, hidden=(4,),
                 loss="hl_gauss", bins=5, v_min=-2.0, v_max=2.0),
+    "offline_dqn": dict(env="probe-action", total_steps=6, batch_size=4, target_every=2, hidden=(4,), bins=5, v_min=-2.0,
+                        v_max=2.0),
     "sac": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
     "td3": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
 }
 CALLS = {"dqn": 6, "hl_gauss": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
+OFFLINE = ("offline_dqn",)  # these learn from a data set, here of random actions
 
 
 # ---- the file, read -------------------------------------------------------------------------------------------
@@ -73,18 +76,18 @@ def seen():
 def tiny(name):
     module = load_module(cli.find(name))
     config = dataclasses.replace(module.Config(), **TINY.get(name, {}))
-    return module, config, rlzoo.make(config.env)
+    return module, config, rlzoo.make(config.env), collect.random(config.env, 50) if name in OFFLINE else None
 
 
 def two_members(name, seen):
     """Two members, told apart by seed and learning rate, after a few calls; and both once more, as run again."""
     if name in seen:
         return seen[name]
-    module, config, env = tiny(name)
+    module, config, env, data = tiny(name)
     rates = [field.name for field in dataclasses.fields(config) if "learning_rate" in field.name][:1]
 
     def of(rate):
-        return module.make(dataclasses.replace(config, **{key: rate for key in rates}), env)
+        return module.make(dataclasses.replace(config, **{key: rate for key in rates}), env, data)
 
     def run(seeds, rates):
         states = jax.vmap(lambda s, r: of(r).init(jax.random.key(s)))(seeds, rates)
@@ -99,7 +102,7 @@ def two_members(name, seen):
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     raw = lambda out: jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), out)
     seeds, rates_given = jnp.array([0, 1, 0]), jnp.array([1e-2, 1e-2, 1e-4])  # the third: seed 0 at another rate
-    seen[name] = [raw(compiled(seeds, rates_given)) for _ in range(2)], (module, config, env)
+    seen[name] = [raw(compiled(seeds, rates_given)) for _ in range(2)], (module, config, env, data)
     return seen[name]
 
 
@@ -113,10 +116,10 @@ def differ(tree, i, j):
 
 @pytest.mark.parametrize("name", cli.names())
 def test_make_is_cheap_and_pure(name):
-    module, config, env = tiny(name)
+    module, config, env, data = tiny(name)
     jaxprs = []
     for _ in range(2):
-        alg = module.make(config, env)
+        alg = module.make(config, env, data)
         if alg.step is None:
             pytest.skip(f"{name} has stages")
         state = jax.eval_shape(alg.init, jax.random.key(0))
@@ -135,7 +138,7 @@ def test_make_is_cheap_and_pure(name):
 
 @pytest.mark.parametrize("name", cli.names())
 def test_steps_of_members(name, seen):
-    (once, again), (_, _, env) = two_members(name, seen)
+    (once, again), (_, _, env, data) = two_members(name, seen)
     _, policy, last, metrics, actions = once
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
         assert a.tobytes() == b.tobytes()  # the same bits twice
@@ -149,13 +152,14 @@ def test_steps_of_members(name, seen):
     assert np.issubdtype(actions.dtype, np.integer if env.discrete else np.floating)
     if env.discrete:
         assert actions.min() >= 0 and actions.max() < env.num_actions
-    assert any(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(last.env)), "other seeds act otherwise"
+    if data is None:
+        assert any(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(last.env)), "other seeds act otherwise"
 
 
 @pytest.mark.parametrize("name", cli.names())
 def test_act_takes_one_observation_and_is_the_same_for_many(name, seen):
-    (once, _), (module, config, env) = two_members(name, seen)
-    alg = module.make(config, env)
+    (once, _), (module, config, env, data) = two_members(name, seen)
+    alg = module.make(config, env, data)
     if alg.memory:
         pytest.skip(f"{name} remembers")
     policy = jax.eval_shape(lambda key: alg.policy(alg.init(key)), jax.random.key(0))
@@ -171,9 +175,9 @@ def test_act_takes_one_observation_and_is_the_same_for_many(name, seen):
 
 @pytest.mark.parametrize("name", cli.names())
 def test_every_float_of_config_may_be_traced(name):
-    module, config, env = tiny(name)
-    init = lambda config, key: module.make(config, env).init(key)
-    step = lambda config, state, t: module.make(config, env).step(state, t)
+    module, config, env, data = tiny(name)
+    init = lambda config, key: module.make(config, env, data).init(key)
+    step = lambda config, state, t: module.make(config, env, data).step(state, t)
     leaves = jax.tree.map(lambda _: jax.ShapeDtypeStruct((3,), jnp.float32), config)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
     state = jax.eval_shape(jax.vmap(init), leaves, keys)
@@ -189,8 +193,8 @@ def test_every_float_of_config_may_be_traced(name):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", cli.names())
 def test_train(name, tmp_path):
-    module, config, _ = tiny(name)
-    run = rlzoo.train(module.make, config, seeds=2, out=str(tmp_path / "run"), quiet=True, eval_every=0,
+    module, config, _, data = tiny(name)
+    run = rlzoo.train(module.make, config, data, seeds=2, out=str(tmp_path / "run"), quiet=True, eval_every=0,
                       eval_episodes=2)
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["status"] == run.summary["status"] == "done"

@@ -1,0 +1,312 @@
+"""The studies in results/value_loss: does classification train values better than regression does?
+
+    python scripts/value_loss.py                      # all of them; what is done already is skipped
+    python scripts/value_loss.py --only plasticity    # A6: about 5 minutes on 2 cores
+    python scripts/value_loss.py --only breakout      # E1: about 15 minutes; spaceinvaders likewise
+    python scripts/value_loss.py --only sticky        # A4: about 10 minutes; needs breakout's learning rates
+
+Each study tests a claim of Farebrother et al. 2024 (arXiv 2403.03950) at a reduced size, with ten seeds. Its README
+holds the claim, the commands, a table, and for every part of the claim a verdict: reproduced or not reproduced where
+the 95% bootstrap interval over seeds lies on one side of zero, else undecided at this budget.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from rlzoo import machine, report
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "value_loss"
+SEEDS = 10
+TUNING_SEEDS = 3
+
+# ---- statistics -----------------------------------------------------------------------------------------------
+
+
+def interval(statistic: Callable, *groups: np.ndarray) -> tuple[float, float, float]:
+    """`statistic(*groups)` and its 95% percentile-bootstrap interval; seeds are resampled within each group [seeds]."""
+    rng = np.random.default_rng(0)
+    picks = [group[rng.integers(len(group), size=(2000, len(group)))] for group in groups]
+    low, high = np.percentile(statistic(*picks), [2.5, 97.5])
+    return float(statistic(*groups)), float(low), float(high)
+
+
+def more(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return report.iqm(a, axis=-1) - report.iqm(b, axis=-1)
+
+
+def gap(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """How much more a gains over b, in units of b, than c over d."""
+    ratio = lambda x, y: report.iqm(x, axis=-1) / np.maximum(report.iqm(y, axis=-1), 1e-9)
+    return ratio(a, b) - ratio(c, d)
+
+
+def verdict(claim: str, statistic: Callable, *groups: np.ndarray) -> str:
+    """One line of a README: the claim is that the statistic is positive."""
+    value, low, high = interval(statistic, *groups)
+    word = "reproduced" if low > 0 else "not reproduced" if high < 0 else "undecided at this budget"
+    return f"- {claim}: {value:+.3g} ({low:+.3g} to {high:+.3g}): **{word}**"
+
+
+def write_readme(folder: Path, title: str, claim: str, made: str, table: list[list[str]], verdicts: list[str]) -> None:
+    hardware = machine.describe()
+    rows = ["| " + " | ".join(row) + " |" for row in table]
+    text = [f"# {title}", "", claim, "", made, "", rows[0], "|---" * len(table[0]) + "|", *rows[1:], "",
+            "Verdicts (difference of IQMs with its 95% bootstrap interval):", "", *verdicts, "",
+            f"Hardware: {hardware['cpu']}, cores used: {hardware['cores']}, {hardware['backend']}.", "", "![curves](curves.png)"]
+    (folder / "README.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
+def number(scores: np.ndarray) -> str:
+    """IQM with its interval."""
+    low, high = report.bootstrap_ci(scores)
+    return f"{report.iqm(scores):.3g} ({low:.3g} to {high:.3g})"
+
+
+# ---- A6: plasticity -------------------------------------------------------------------------------------------
+
+SIZE, INPUTS, HIDDEN, BATCH, STEPS = 8192, 64, (128, 128), 256, 1200
+SHIFTS = (0.0, 8.0, 16.0, 24.0, 32.0)
+PLASTICITY_LOSSES = ("mse", "hl_gauss", "two_hot", "mse_softmax")
+
+
+def fit_phases(loss: str, seeds: int) -> np.ndarray:
+    """Train-set squared errors [seeds, 2, phases] after fitting sin(1e5 f(x)) + b for one random network f after the
+    other, with b shifting and without. Parameters and Adam's state are kept from phase to phase."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax.flatten_util import ravel_pytree
+    from rlzoo.algorithms import hl_gauss
+
+    config = hl_gauss.Config(loss=loss, bins=101, v_min=-40.0, v_max=40.0)
+    net = hl_gauss.Network(HIDDEN, 1 if loss == "mse" else config.bins, 0, 0, None, jax.nn.initializers.zeros)
+    random_net = hl_gauss.Network(HIDDEN, 1, 0, 0, None, jax.nn.initializers.zeros)
+    optimizer = optax.scale_by_adam()
+
+    def output(params, x):
+        out = net.apply(params, x)
+        return out[..., 0] if loss == "mse" else out
+
+    def run(key, shift):
+        x_key, net_key, *phase_keys = jax.random.split(key, 2 + len(SHIFTS))
+        x = jax.random.normal(x_key, (SIZE, INPUTS))
+        start, unravel = ravel_pytree(net.init(net_key, x[0]))
+
+        def objective(params, x, y):
+            out = output(unravel(params), x)
+            if loss in ("mse", "mse_softmax"):
+                return ((hl_gauss.decode(out, config) - y) ** 2).mean()
+            return hl_gauss.kl(hl_gauss.encode(y, config), out).mean()
+
+        def phase(carry, task):
+            f_key, batch_key = jax.random.split(task[0])
+            y = jnp.sin(1e5 * random_net.apply(random_net.init(f_key, x[0]), x)[:, 0]) + task[1]
+
+            def update(carry, key):
+                rows = jax.random.randint(key, (BATCH,), 0, SIZE)
+                direction, opt_state = optimizer.update(jax.grad(objective)(carry[0], x[rows], y[rows]), carry[1])
+                return (carry[0] - 1e-3 * direction, opt_state), None
+
+            carry, _ = jax.lax.scan(update, carry, jax.random.split(batch_key, STEPS))
+            return carry, ((hl_gauss.decode(output(unravel(carry[0]), x), config) - y) ** 2).mean()
+
+        return jax.lax.scan(phase, (start, optimizer.init(start)), (jnp.stack(phase_keys), shift))[1]
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    shifts = jnp.stack([jnp.array(SHIFTS), jnp.zeros(len(SHIFTS))])
+    both = jax.vmap(run, (None, 0))
+    return np.asarray(jax.jit(lambda: jax.lax.map(lambda key: both(key, shifts), keys))())  # one seed fits the cache
+
+
+def plasticity(folder: Path, processes: int) -> None:
+    from matplotlib.figure import Figure
+
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        found = list(pool.map(fit_phases, PLASTICITY_LOSSES, [SEEDS] * len(PLASTICITY_LOSSES)))
+    errors = dict(zip(PLASTICITY_LOSSES, found, strict=True))
+    with (folder / "errors.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["loss", "shifted", "seed", "phase", "error"])
+        writer.writerows((loss, not kind, seed, phase, f"{error:.6g}") for loss, values in errors.items()
+                         for (seed, kind, phase), error in np.ndenumerate(values))
+
+    table = [["loss", "b", *(f"phase {i + 1}" for i in range(len(SHIFTS)))]]
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    kinds = ("b = 0, 8, 16, 24, 32", "b = 0 (control)")
+    for kind, (name, axes) in enumerate(zip(kinds, panels, strict=True)):
+        for (loss, values), colour in zip(errors.items(), report.COLOURS, strict=False):
+            table.append([loss, name, *(number(column) for column in values[:, kind].T)])
+            middle, low, high = report.iqm_curve(values[:, kind])
+            axes.plot(range(1, 6), middle, color=colour, label=loss)
+            axes.fill_between(range(1, 6), low, high, color=colour, alpha=0.18, lw=0)
+        axes.set(title=name, xlabel="phase", yscale="log", xticks=range(1, 6))
+    panels[0].set_ylabel("squared error on the training set")
+    panels[0].legend()
+    figure.savefig(folder / "curves.png", dpi=160)
+
+    last = {loss: values[:, 0, -1] for loss, values in errors.items()}
+    verdicts = [
+        verdict("the squared error loses plasticity: its last error, shifted less control", more, last["mse"],
+                errors["mse"][:, 1, -1]),
+        verdict("HL-Gauss ends with less error: mse less hl_gauss, shifted", more, last["mse"], last["hl_gauss"]),
+        verdict("HL-Gauss is no worse than two-hot: two_hot less hl_gauss, shifted", more, last["two_hot"],
+                last["hl_gauss"]),
+        verdict("it is the loss, not the softmax: mse_softmax less hl_gauss, shifted", more, last["mse_softmax"],
+                last["hl_gauss"]),
+    ]
+    write_readme(
+        folder, "A6: plasticity",
+        "Claim (figure 17): when the targets of a regression are drawn anew and grow in magnitude, a network trained "
+        "by the squared error fits them worse and worse, one trained by cross-entropy does not.",
+        f"Targets sin(1e5 f(x)) + b of {SIZE} Gaussian inputs, f a new random network in each of five phases; MLP "
+        f"{HIDDEN}, Adam 1e-3, {STEPS} steps of {BATCH} a phase, {SEEDS} seeds; 101 bins on [-40, 40], where the paper "
+        "has CIFAR-10 images and 5000 steps. Squared error on the training set at the end of each phase, IQM with its "
+        "95% interval; the targets' variance is 0.5. Made by `python scripts/value_loss.py --only plasticity`.",
+        table, verdicts)
+
+
+# ---- arms: one command line each --------------------------------------------------------------------------------
+
+LOSSES = ("mse", "mse_softmax", "two_hot", "hl_gauss", "c51")
+RATES = ("1.25e-4", "2.5e-4", "5e-4", "1e-3", "2e-3")
+ONLINE = ["--total-steps", "100_000", "--num-envs", "32", "--num-steps", "8", "--minibatches", "4", "--epochs", "2",
+          "--hidden", "128", "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.2",
+          "--v-min", "-1", "--v-max", "19", "--eval-every", "20_000", "--eval-episodes", "64"]
+
+
+def arm(target: Path, algorithm: str, flags: list[str], processes: int) -> report.Run:
+    """The record of one command line, kept in the folder `target`; made now if it is not there."""
+    if not (target / "summary.json").exists():
+        command = [f"algorithms/{algorithm}.py", *flags, "--processes", str(processes)]
+        with tempfile.TemporaryDirectory() as work:
+            subprocess.run([sys.executable, *command, "--out", f"{work}/run"], check=True, cwd=ROOT)
+            target.mkdir(parents=True, exist_ok=True)
+            for file in ("metrics.csv", "summary.json"):
+                shutil.copy(Path(work, "run", file), target / file)
+            config = json.loads(Path(work, "run", "config.json").read_text())
+        config["command"] = " ".join(["python", *command])
+        (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return report.read_run(target)
+
+
+def scores(run: report.Run) -> np.ndarray:
+    """The last evaluation of every seed; a diverged one counts as 0, the worst return of these games."""
+    return np.array([0.0 if m["diverged"] else m["eval/return"] for m in run.summary["members"]])
+
+
+def tuned(target: Path, algorithm: str, flags: list[str], processes: int) -> str:
+    """The learning rate with the highest mean over seeds that are used for nothing else; as many members as an arm
+    has, so that both are one compiled program."""
+    run = arm(target, algorithm, [*flags, "--seed", "1000", "--seeds", str(SEEDS // len(RATES)), "--sweep",
+                                  f"learning_rate={','.join(RATES)}"], processes)
+    best = max(run.summary["eval/return"], key=lambda entry: entry["mean"] or 0.0)["learning_rate"]
+    return next(rate for rate in RATES if np.isclose(float(rate), best))
+
+
+def online(game: str, loss: str) -> list[str]:
+    return ["--env", game, "--loss", loss, *ONLINE]
+
+
+def final(rate: str) -> list[str]:
+    return ["--learning-rate", rate, "--seeds", str(SEEDS)]
+
+
+def tabulate(runs: dict[tuple[str, ...], report.Run], heads: list[str]) -> list[list[str]]:
+    """One row an arm: what tells it apart, its learning rate and returns, and its command."""
+    rows = [[*heads, "learning rate", "IQM return", "mean ± std", "targets outside the range", "command"]]
+    for names, run in runs.items():
+        found, rate = scores(run), run.config["config"]["learning_rate"]
+        rows.append([*names, f"{rate:.3g}", number(found), f"{found.mean():.3g} ± {found.std(ddof=1):.2g}",
+                     f"{np.nanmean(run.metrics['clipped']):.1%}", f"`{run.config['command']}`"])
+    return rows
+
+
+# ---- E1 and A4: PQN on MinAtar ----------------------------------------------------------------------------------
+
+PQN = (f"PQN with one convolution of 16 channels and 128 hidden units, {SEEDS} seeds, last iterate, 64 greedy episodes of "
+       "each; IQM with its 95% interval. ")
+TUNED = (f"The learning rate is the best of {', '.join(RATES)} over {SEEDS // len(RATES)} other seeds, ")
+REDUCED = "Reduced: 100,000 of the 10 million steps that PQN's paper has here; Farebrother et al. have DQN on Atari. "
+
+
+def one_game(game: str) -> Callable:
+    def study(folder: Path, processes: int) -> None:
+        runs = {}
+        for loss in LOSSES:
+            flags = online(game, loss)
+            rate = tuned(folder / f"tune-{loss}", "pqn", flags, processes)
+            runs[loss,] = arm(folder / loss, "pqn", [*flags, *final(rate)], processes)
+        found = {loss: scores(run) for (loss,), run in runs.items()}
+        verdicts = [verdict(f"HL-Gauss beats {other}", more, found["hl_gauss"], found[other])
+                    for other in ("mse", "two_hot", "c51")]
+        verdicts += [verdict(f"{a} beats {b}", more, found[a], found[b]) for a, b in (("c51", "mse"), ("mse", "two_hot"))]
+        verdicts += [verdict("A1, it is the loss and not the softmax: HL-Gauss beats mse_softmax", more, found["hl_gauss"],
+                             found["mse_softmax"]),
+                     verdict("A1, the softmax alone gains nothing: mse beats mse_softmax", more, found["mse"],
+                             found["mse_softmax"])]
+        report.plot_curves(list(runs.values()), folder / "curves.png", title=game)
+        write_readme(
+            folder, f"E1: {game}", "Claim (figure 4, left; figures 11 and 12): HL-Gauss > C51 > mse > two-hot, and the "
+            "softmax without cross-entropy gains nothing.",
+            f"{PQN}{TUNED}{REDUCED}Made by `python scripts/value_loss.py --only {folder.name}`.",
+            tabulate(runs, ["loss"]), verdicts)
+
+    return study
+
+
+def sticky(folder: Path, processes: int) -> None:
+    game, runs = "Breakout-MinAtar", {}
+    for loss in ("mse", "hl_gauss", "c51"):
+        rate = tuned(OUT / "breakout" / f"tune-{loss}", "pqn", online(game, loss), processes)
+        runs[loss, "deterministic"] = arm(
+            OUT / "breakout" / loss, "pqn", [*online(game, loss), *final(rate)], processes)
+        runs[loss, "sticky"] = arm(
+            folder / loss, "pqn", [*online(f"{game}?sticky=0.25", loss), *final(rate)], processes)
+    found = {key: scores(run) for key, run in runs.items()}
+    pair = lambda other, name: (found["hl_gauss", name], found[other, name])
+    verdicts = [
+        verdict("with sticky actions HL-Gauss beats mse", more, *pair("mse", "sticky")),
+        verdict("and gains more over mse, as a share of it, than without", gap, *pair("mse", "sticky"),
+                *pair("mse", "deterministic")),
+        verdict("with sticky actions HL-Gauss beats c51", more, *pair("c51", "sticky")),
+        verdict("without them HL-Gauss beats c51", more, *pair("c51", "deterministic")),
+    ]
+    report.plot_curves(list(runs.values()), folder / "curves.png", title="Breakout-MinAtar with and without sticky actions")
+    write_readme(
+        folder, "A4: sticky actions", "Claim (figure 15): HL-Gauss gains over the squared error where actions stick "
+        "(probability 0.25), and nothing where the game is deterministic; it is ahead of C51 in both.",
+        f"{PQN}{TUNED}on the deterministic game, whose arms are those of [breakout](../breakout/README.md). {REDUCED}"
+        "Made by `python scripts/value_loss.py --only sticky`.", tabulate(runs, ["loss", "actions"]), verdicts)
+
+
+STUDIES: dict[str, Callable] = {
+    "plasticity": plasticity,
+    "breakout": one_game("Breakout-MinAtar"),
+    "spaceinvaders": one_game("SpaceInvaders-MinAtar"),
+    "sticky": sticky,
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
+    parser.add_argument("--processes", type=int, default=machine.cores())
+    arguments = parser.parse_args()
+    for study in arguments.only:
+        if not (OUT / study / "README.md").exists():
+            (OUT / study).mkdir(parents=True, exist_ok=True)
+            STUDIES[study](OUT / study, arguments.processes)
