@@ -191,13 +191,14 @@ class Cube2(Cube):
     def rank(self, states: jax.Array) -> jax.Array:
         """A number of each state, all different: uint8 [..., 24] -> int32 [...], below RANKS."""
         colours = self.goal[self.corners]
-        found = np.zeros((6, 6, 2), np.int32)  # first two colours of a corner, clockwise -> which it is, its twist
+        seen = np.zeros(36, np.int32)  # first two colours of a corner, clockwise -> 3 * which it is + its twist
         for twist in range(3):
             turned = np.roll(colours, twist, 1)
-            found[turned[:, 0], turned[:, 1]] = np.stack([np.arange(7), np.full(7, twist)], 1)
-        corner = jnp.asarray(found)[states[..., self.corners[:, 0]], states[..., self.corners[:, 1]]]
-        twists = corner[..., :6, 1] @ 3 ** np.arange(6)
-        return permutation_rank(corner[..., 0]) * 729 + twists
+            seen[6 * turned[:, 0] + turned[:, 1]] = 3 * np.arange(7) + twist
+        pair = 6 * states[..., self.corners[:, 0]] + states[..., self.corners[:, 1]]
+        corner = jnp.asarray(seen).at[pair].get(mode="promise_in_bounds")
+        twists = sum(corner[..., i] % 3 * 3**i for i in range(6))
+        return permutation_rank(corner // 3) * 729 + twists
 
     def distance(self, states: jax.Array) -> jax.Array:
         """In quarter turns."""

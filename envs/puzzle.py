@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-CHUNK = 1 << 14
+CHUNK = 4096
 """States that the breadth-first search expands in one go."""
 
 
@@ -223,10 +223,12 @@ def odd(permutation: np.ndarray) -> bool:
 def permutation_rank(states: jax.Array) -> jax.Array:
     """Place of each permutation of 0..n-1 in lexical order: [..., n], n <= 12 -> int32 [...]."""
     n = states.shape[-1]
+    entries = [states[..., i] for i in range(n)]
     rank = jnp.zeros(states.shape[:-1], jnp.int32)
-    for i in range(n - 1):
-        smaller = (states[..., i + 1 :] < states[..., i : i + 1]).sum(-1, dtype=jnp.int32)
-        rank = rank * (n - i) + smaller
+    for i, entry in enumerate(entries):
+        rank = rank * (n - i)
+        for later in entries[i + 1 :]:
+            rank += later < entry
     return rank
 
 

@@ -40,9 +40,9 @@ class Tiles(Puzzle):
         """int32 [size, 4]: where the blank goes; where it is, if it cannot move"""
 
     def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
-        blank = jnp.argmin(states, -1)
-        after = jnp.asarray(self.moves)[blank, actions][..., None]
         cell = jnp.arange(self.size)
+        blank = jnp.where(states == 0, cell, 0).sum(-1)
+        after = jnp.asarray(self.moves)[blank, actions][..., None]
         tile = jnp.where(cell == after, states, 0).max(-1, keepdims=True)
         return jnp.where(cell == blank[..., None], tile, jnp.where(cell == after, 0, states)).astype(jnp.uint8)
 
@@ -97,12 +97,12 @@ class Tiles(Puzzle):
 def _leave(places: jax.Array) -> jax.Array:
     """How many tiles of a line must leave it so that the rest are in order: those beside a longest increasing
     subsequence. int32 [..., n], where -1 is no tile of this line -> int32 [...]."""
-    longest: list[jax.Array] = []  # increasing subsequence that ends in each cell
+    longest: list[jax.Array] = []  # increasing subsequence that ends in each cell; 0 where there is no tile of the line
     for j in range(places.shape[-1]):
         here = places[..., j]
         best = jnp.zeros_like(here)
         for i in range(j):
-            best = jnp.where(places[..., i] < here, jnp.maximum(best, longest[i]), best)  # longest is 0 where there is no tile
+            best = jnp.where(places[..., i] < here, jnp.maximum(best, longest[i]), best)
         longest.append(jnp.where(here >= 0, 1 + best, 0))
     return (places >= 0).sum(-1) - jnp.stack(longest).max(0)
 
