@@ -95,8 +95,8 @@ def write_table() -> None:
             f"{summary['train_seconds']:.0f} | `{config['command']}` |")
     hardware = json.loads((OUT / done[-1] / "config.json").read_text())
     lines += ["", f"Hardware: {hardware['hardware']['cpu']}, {hardware['hardware']['cores']} cores, no accelerator; "
-              f"jax {hardware['versions']['jax']}, Python {hardware['versions']['python']}. Speeds of TD3 and SAC are of a "
-              "machine with other work on it.", ""]
+              f"jax {hardware['versions']['jax']}, Python {hardware['versions']['python']}. Speeds of TD3, SAC, PQN "
+              "and HL-Gauss are of a machine with other work on it.", ""]
     lines += [f"![{name}]({name}/curve.png)" for name in done]
     (OUT / "README.md").write_text("\n".join(lines) + "\n")
     fill_readme(done)

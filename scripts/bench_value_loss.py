@@ -1,17 +1,21 @@
-"""What a classification loss costs: steps/s of hl_gauss.py and pqn.py by loss, with one seed.
+"""What a classification loss costs: CPU seconds of hl_gauss.py and pqn.py by loss, with one seed.
 
-    python scripts/bench_value_loss.py           # about three minutes on 2 idle cores
+    python scripts/bench_value_loss.py           # about five minutes on one core
 
-Every case runs through `rlzoo.train`; the losses of a case take turns, `--repeats` times. The table gives the medians
-of summary.json's `steps_per_second` (compilation and evaluation excluded) and of the ratios to `mse` in the same turn,
-with their range, which tells how quiet the machine was.
+The losses of a case are compiled first and then take turns, half a second each, in an order that rotates. A turn is
+timed by the CPU time of this process, which runs a single thread, so that other work on the machine does not count
+(it still disturbs caches: hence the turns). The table gives the medians over turns of steps per CPU second and of the
+ratio to `mse` in the same turn, with the quartiles of that ratio. Metrics are computed as in training.
 """
 
 import argparse
-import statistics
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from rlzoo.algorithms import hl_gauss, pqn
 
 import rlzoo
@@ -20,52 +24,74 @@ from rlzoo import machine
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "value_loss" / "speed.md"
 MINATAR = dict(env="Breakout-MinAtar", hidden=(128,), v_min=-1.0, v_max=19.0)
+TURN = 0.5  # seconds
 
 CASES = {  # name -> (module, fields, losses)
     "hl_gauss.py, Breakout-MinAtar": (
-        hl_gauss, MINATAR | dict(total_steps=8_000, num_envs=4, batch_size=32, learning_starts=64), hl_gauss.LOSSES),
-    "hl_gauss.py, CartPole-v1": (
-        hl_gauss, dict(env="CartPole-v1", total_steps=50_000, learning_starts=200), ("mse", "hl_gauss", "c51")),
+        hl_gauss, MINATAR | dict(num_envs=4, batch_size=32, learning_starts=64), ("mse", "hl_gauss", "two_hot", "c51")),
     "pqn.py, Breakout-MinAtar": (
-        pqn, MINATAR | dict(total_steps=10 * 4096, num_envs=128, num_steps=32, minibatches=32, epochs=2, td_lambda=0.65),
+        pqn, MINATAR | dict(num_envs=128, num_steps=32, minibatches=32, epochs=2, td_lambda=0.65),
         ("mse", "hl_gauss", "c51")),
+    "hl_gauss.py, CartPole-v1": (hl_gauss, dict(env="CartPole-v1", learning_starts=200), ("mse", "hl_gauss", "c51")),
 }
 
 
-def measure(module, fields: dict, loss: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        run = rlzoo.train(module.make, module.Config(loss=loss, **fields), out=f"{folder}/run", quiet=True,
-                          eval_every=0, eval_episodes=1)
-        return run.summary["steps_per_second"]
+def trainer(module, fields: dict, loss: str) -> Callable[[], float]:
+    """A function that trains on for about TURN seconds, and gives the steps it made in each CPU second."""
+    config = module.Config(loss=loss, **fields)
+    env, leaves = rlzoo.make(config.env), jax.tree.map(jnp.float32, config)
+    alg = module.make(config, env)
+
+    def chunk(config, state, totals, start, stop):
+        def step(t, carry):
+            state, metrics = module.make(config, env).step(carry[0], t)
+            return state, jax.tree.map(lambda total, x: total + jnp.asarray(x, jnp.float32), carry[1], metrics)
+
+        return jax.lax.fori_loop(start, stop, step, (state, totals))
+
+    def train(calls: int) -> float:
+        began = time.process_time()
+        start, carry["t"] = carry["t"], carry["t"] + calls
+        carry["now"] = jax.block_until_ready(compiled(leaves, *carry["now"], np.int32(start), np.int32(carry["t"])))
+        return time.process_time() - began
+
+    state = jax.jit(alg.init)(jax.random.key(0))
+    totals = jax.tree.map(lambda x: jnp.float32(0), jax.eval_shape(alg.step, state, jnp.int32(0))[1])
+    carry = {"now": (state, totals), "t": 0}
+    compiled = jax.jit(chunk, donate_argnums=(1, 2), compiler_options=machine.compiler_options("cpu"))
+    few = 1 + 200 // alg.steps_per_call  # past what comes before the first update
+    train(few)
+    calls = max(few, round(TURN / train(few) * few))
+    train(calls)
+    return lambda: calls * alg.steps_per_call / train(calls)
 
 
-def main(repeats: int) -> None:
+def main(turns: int) -> None:
     lines = []
     for name, (module, fields, losses) in CASES.items():
-        rates: dict[str, list[float]] = {loss: [] for loss in sorted(losses, key=lambda loss: loss != "mse")}
-        for turn in range(repeats):
-            for loss, found in rates.items():
-                found.append(measure(module, fields, loss))
-                print(name, turn, loss, round(found[-1]), flush=True)
-        for loss, found in rates.items():
-            ratios = [rate / mse for rate, mse in zip(found, rates["mse"], strict=True)]
-            lines.append(f"| {name} | {loss} | {statistics.median(found):,.0f} | {statistics.median(ratios):.2f} | "
-                         f"{min(ratios):.2f} to {max(ratios):.2f} |")
-    hardware = machine.describe()
+        arms = {loss: trainer(module, fields, loss) for loss in losses}
+        rates = {loss: np.zeros(turns) for loss in losses}
+        for turn in range(turns):
+            for loss in np.roll(losses, turn):
+                rates[loss][turn] = arms[loss]()
+        for loss in losses:
+            low, middle, high = np.percentile(rates[loss] / rates["mse"], [25, 50, 75])
+            lines.append(f"| {name} | {loss} | {np.median(rates[loss]):,.0f} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+            print(lines[-1], flush=True)
     text = [
         "# What a classification loss costs", "",
         "Claim: HL-Gauss costs at most 10% of the squared error's steps/s on MinAtar. One seed, 51 bins; on MinAtar "
         "hl_gauss.py makes one update of 32 transitions every 4 steps, and pqn.py has its paper's settings.", "",
-        f"Made by `python scripts/bench_value_loss.py --repeats {repeats}` on {hardware['cpu']}, {hardware['cores']} "
-        f"cores ({hardware['backend']}).", "",
-        "| case | loss | steps/s (median) | ratio to mse (median) | ratios |", "|---|---|---|---|---|", *lines, "",
+        f"Made by `python scripts/bench_value_loss.py --turns {turns}` on {machine.describe()['cpu']}, one thread, with "
+        "other work on the machine: the losses took turns, times are the process's CPU time, ratios are of the same turn.", "",
+        "| case | loss | steps per CPU second (median) | ratio to mse (median) | quartiles |", "|---|---|---|---|---|",
+        *lines, "",
     ]
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text("\n".join(text))
-    print("\n".join(text))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    main(parser.parse_args().repeats)
+    parser.add_argument("--turns", type=int, default=20)
+    main(parser.parse_args().turns)
