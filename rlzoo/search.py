@@ -1,0 +1,519 @@
+"""Best-first search on the device: an open list and a closed set of fixed capacity in one compiled loop.
+
+`Solver` runs a search whose expansion is given by an algorithm file (`algorithms/qstar.py`, `algorithms/astar.py`).
+Each iteration takes the `batch` best entries from the open list and hands them to the expansion. The search ends when
+no entry is better than `weight` times the cheapest goal found, which bounds what that goal costs too much:
+`weight * cost <= C*` where the heuristic never overestimates.
+
+* Priorities and costs are float32; entries of equal priority leave in the order in which they came.
+* A state is in the closed set once: equality is of whole states, never of fingerprints. Of equal states in one batch
+  the cheapest wins, among equally cheap ones the first.
+* A cheaper path to a known state makes a new node and retires the old one, so that paths never change afterwards.
+* Nothing overflows in silence. A full closed set ends the search; a full open list drops its worse half, and the
+  smallest priority dropped enters the lower bound.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlzoo.algorithm import Refused
+
+FREE = np.iinfo(np.int32).max
+
+SOLVED, EXHAUSTED, NODE_LIMIT, TABLE_FULL, DROPPED = STATUSES = (
+    "solved",  # no entry is left below weight * cost
+    "exhausted",  # every state within reach has been seen: there is no path
+    "node limit",  # as many nodes generated as were allowed
+    "table full",  # no room in the closed set for another batch
+    "open list dropped",  # no entry is left, but some had been dropped: there may be a path
+)
+
+
+# ---- states as words ------------------------------------------------------------------------------------------
+
+
+def _layout(size: int, values: int) -> tuple[int, int, int]:
+    """(bits of an entry, entries of a word, words of a state)"""
+    bits = max(1, (values - 1).bit_length())
+    return bits, 32 // bits, -(-size // (32 // bits))
+
+
+def pack(states: jax.Array, values: int) -> jax.Array:
+    """uint8 [..., size] with entries in [0, values) as uint32 [..., words]."""
+    size = states.shape[-1]
+    bits, per_word, words = _layout(size, values)
+    padded = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, words * per_word - size)])
+    parts = padded.reshape(*states.shape[:-1], words, per_word).astype(jnp.uint32)
+    return (parts << (bits * jnp.arange(per_word, dtype=jnp.uint32))).sum(-1, dtype=jnp.uint32)
+
+
+def unpack(words: jax.Array, size: int, values: int) -> jax.Array:
+    """The inverse of `pack`."""
+    bits, per_word, _ = _layout(size, values)
+    parts = words[..., None] >> (bits * jnp.arange(per_word, dtype=jnp.uint32)) & np.uint32(2**bits - 1)
+    return parts.reshape(*words.shape[:-1], -1)[..., :size].astype(jnp.uint8)
+
+
+def _hash(words: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two hashes of uint32 [n, words]: where to look first, and the (odd) stride."""
+    h = jnp.full(words.shape[:-1], np.uint32(0x9E3779B9))
+    for column in range(words.shape[-1]):
+        h = (h ^ words[..., column]) * np.uint32(0x85EBCA6B)
+        h = (h ^ h >> 15) * np.uint32(0xC2B2AE35)
+        h = h ^ h >> 13
+    return h, (h * np.uint32(0x27D4EB2F) >> 7) | np.uint32(1)
+
+
+# ---- counting beyond 32 bits ----------------------------------------------------------------------------------
+
+
+class Count(NamedTuple):
+    low: jax.Array
+    high: jax.Array
+
+    def plus(self, n: jax.Array) -> "Count":
+        """`n` at most 2^31."""
+        low = self.low + n.astype(jnp.uint32)
+        return Count(low, self.high + (low < self.low).astype(jnp.uint32))
+
+    def __int__(self) -> int:
+        return int(self.low) + (int(self.high) << 32)
+
+
+def _zero() -> Count:
+    return Count(jnp.uint32(0), jnp.uint32(0))
+
+
+# ---- open list ------------------------------------------------------------------------------------------------
+
+
+class Open(NamedTuple):
+    """Entries in order of arrival; taken ones leave a hole (priority inf) until the next `tidy`."""
+
+    priority: jax.Array
+    """float32 [capacity]"""
+    node: jax.Array
+    """int32 [capacity]"""
+    action: jax.Array
+    """int16 [capacity], for the expansion to use"""
+    size: jax.Array
+    """entries and holes"""
+    pushed: Count
+    dropped: Count
+    least_dropped: jax.Array
+    """the smallest priority ever dropped, inf if none"""
+
+
+class Entries(NamedTuple):
+    priority: jax.Array
+    node: jax.Array
+    action: jax.Array
+    valid: jax.Array
+
+
+def empty_open(capacity: int) -> Open:
+    return Open(jnp.full(capacity, jnp.inf), jnp.zeros(capacity, jnp.int32), jnp.zeros(capacity, jnp.int16),
+                jnp.int32(0), _zero(), _zero(), jnp.float32(jnp.inf))
+
+
+def push(open_: Open, entries: Entries) -> Open:
+    """Append the valid ones of `entries` [n], in their order. The caller sees to it that there is room."""
+    place = _places(entries.valid, open_.size, len(open_.priority))
+    count = entries.valid.sum()
+    return open_._replace(
+        priority=open_.priority.at[place].set(entries.priority, mode="drop"),
+        node=open_.node.at[place].set(entries.node, mode="drop"),
+        action=open_.action.at[place].set(entries.action.astype(jnp.int16), mode="drop"),
+        size=open_.size + count, pushed=open_.pushed.plus(count))
+
+
+def pop(open_: Open, count: int) -> tuple[Open, Entries]:
+    """Take the `count` entries of lowest priority, sorted; first come, first served among equals.
+
+    A single one comes with a second, invalid row: XLA copies whole arrays where a scatter has one row.
+    """
+    capacity = len(open_.priority)
+    prefixes = [min(capacity, max(count, 4096) << 2 * i)
+                for i in range(1 + max(0, math.ceil(math.log(capacity / max(count, 4096), 4))))]
+    best = lambda prefix: lambda priority: jax.lax.top_k(-priority[:prefix], count)
+    which = sum((open_.size > prefix).astype(jnp.int32) for prefix in prefixes[:-1]) if prefixes[1:] else 0
+    negated, place = jax.lax.switch(which, [best(prefix) for prefix in prefixes], open_.priority)
+    if count == 1:
+        negated, place = jnp.append(negated, -jnp.inf), jnp.append(place, capacity)
+    entries = Entries(-negated, open_.node.at[place].get(mode="clip"), open_.action.at[place].get(mode="clip").astype(jnp.int32),
+                      negated > -jnp.inf)
+    return open_._replace(priority=open_.priority.at[place].set(jnp.inf, mode="drop")), entries
+
+
+def tidy(open_: Open, room: int) -> Open:
+    """Close the holes; if there is still no room for `room` more entries, drop the worse ones of all."""
+    capacity = len(open_.priority)
+    live = jnp.isfinite(open_.priority)
+    kept = jnp.minimum(live.sum(), capacity // 2)
+
+    def drop_worse(live: jax.Array) -> jax.Array:
+        order = jnp.argsort(open_.priority, stable=True)
+        return live & jnp.zeros(capacity, bool).at[order].set(jnp.arange(capacity) < kept)
+
+    keep = jax.lax.cond(live.sum() + room > capacity, drop_worse, lambda live: live, live)
+    lost = live & ~keep
+    place = _places(keep, jnp.int32(0), capacity)
+    move = lambda x, fill: jnp.full_like(x, fill).at[place].set(x, mode="drop")
+    return open_._replace(
+        priority=move(open_.priority, jnp.inf), node=move(open_.node, 0), action=move(open_.action, 0), size=keep.sum(),
+        dropped=open_.dropped.plus(lost.sum()),
+        least_dropped=jnp.minimum(open_.least_dropped, jnp.where(lost, open_.priority, jnp.inf).min()))
+
+
+def _places(chosen: jax.Array, start: jax.Array, nowhere: int) -> jax.Array:
+    """Consecutive places from `start` for the chosen rows, `nowhere` (out of bounds) for the others."""
+    return jnp.where(chosen, start + jnp.cumsum(chosen, dtype=jnp.int32) - 1, nowhere)
+
+
+# ---- closed set -----------------------------------------------------------------------------------------------
+
+
+class Closed(NamedTuple):
+    """Nodes in order of arrival, found through a hash table of twice their number."""
+
+    state: jax.Array
+    """uint32 [nodes, words]"""
+    cost: jax.Array
+    """float32 [nodes] from the start; inf beyond `size`"""
+    parent: jax.Array
+    action: jax.Array
+    """int16 [nodes] that led from the parent here"""
+    current: jax.Array
+    """bool [nodes]: no cheaper path to the same state is known"""
+    size: jax.Array
+    table: jax.Array
+    """int32 [slots]: the current node of a state, or -1"""
+    claim: jax.Array
+    """int32 [slots]: scratch, FREE between calls"""
+
+
+def empty_closed(nodes: int, words: int) -> Closed:
+    slots = 2 << (nodes - 1).bit_length()
+    return Closed(jnp.zeros((nodes, words), jnp.uint32), jnp.full(nodes, jnp.inf), jnp.full(nodes, -1, jnp.int32),
+                  jnp.full(nodes, -1, jnp.int16), jnp.ones(nodes, bool), jnp.int32(0), jnp.full(slots, -1, jnp.int32),
+                  jnp.full(slots, FREE, jnp.int32))
+
+
+def insert(closed: Closed, state: jax.Array, cost: jax.Array, parent: jax.Array, action: jax.Array,
+           valid: jax.Array) -> tuple[Closed, jax.Array, jax.Array]:
+    """Put the valid ones of n candidates into the closed set; those accepted are new states, or cheaper than before.
+
+    Args:
+      state: uint32 [n, words]; cost, parent, action, valid: [n]. The caller sees to it that there is room for n more.
+
+    Returns: the set, the node of each candidate [n], and which were accepted, bool [n]: of equal states one at most.
+    """
+    nodes, slots = len(closed.cost), len(closed.table)
+    home, stride = _hash(state)
+
+    def probe(carry: tuple) -> tuple:
+        store, table, claim, size, slot, node, pending = carry
+        held = table[slot]
+        taken = held >= 0
+        same = pending & taken & (store[held] == state).all(-1)
+        asking = pending & ~taken
+        asked = jnp.where(asking, slot, slots)
+        claim, first_of = _first(claim, slot, asking)
+        wins = asking & first_of & ~same  # (nothing is both; this orders reading the store before writing to it)
+        new = _places(wins, size, nodes)
+        table = table.at[jnp.where(wins, slot, slots)].set(new, mode="drop")
+        store = store.at[new].set(state, mode="drop")
+        node = jnp.where(wins, new, jnp.where(same, held, node))
+        slot = jnp.where(pending & taken & ~same, (slot + stride) % slots, slot)  # losers look again at the same slot
+        return store, table, claim, size + wins.sum(), slot, node, pending & ~same & ~wins
+
+    store, table, claim, size, slot, node, _ = jax.lax.while_loop(
+        lambda carry: carry[-1].any(), probe,
+        (closed.state, closed.table, closed.claim, closed.size, home % slots, jnp.zeros(len(cost), jnp.int32), valid))
+
+    better = valid & (cost < closed.cost[node])
+    target = jnp.where(better, node, nodes)
+    least = closed.cost.at[target].min(cost, mode="drop")
+    leads = better & (cost == least[node])
+    claim, first_of = _first(claim, node, leads)
+    accepted = leads & first_of
+
+    again = accepted & (node < closed.size)
+    new = _places(again, size, nodes)
+    current = closed.current.at[jnp.where(again, node, nodes)].set(False, mode="drop")
+    table = table.at[jnp.where(again, slot, slots)].set(new, mode="drop")
+    store = store.at[new].set(state, mode="drop")
+    node = jnp.where(again, new, node)
+    at = jnp.where(accepted, node, nodes)
+    return Closed(
+        store, least.at[at].set(cost, mode="drop"), closed.parent.at[at].set(parent, mode="drop"),
+        closed.action.at[at].set(action.astype(jnp.int16), mode="drop"), current, size + again.sum(), table, claim,
+    ), node, accepted
+
+
+def _first(claim: jax.Array, place: jax.Array, asking: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which of the rows that ask for a place is the first to do so, bool [n].
+
+    Written so that each write depends on the read before it: otherwise XLA copies the whole of `claim`.
+    """
+    rows, nowhere = jnp.arange(len(place), dtype=jnp.int32), len(claim)
+    claim = claim.at[jnp.where(asking, place, nowhere)].min(rows, mode="drop")
+    holder = claim[place]
+    return claim.at[jnp.where(asking & (holder < FREE), place, nowhere)].set(FREE, mode="drop"), holder == rows
+
+
+# ---- the search -----------------------------------------------------------------------------------------------
+
+
+class Search(NamedTuple):
+    """Where a search stands."""
+
+    open: Open
+    closed: Closed
+    goal: jax.Array
+    """the node of the cheapest goal found, -1 if none"""
+    upper: jax.Array
+    """its cost, inf if none"""
+    lower: jax.Array
+    """the largest of the smallest priorities that the open list had"""
+    generated: Count
+    """nodes made by applying an action, repeated ones included, and the start"""
+    calls: Count
+    """states whose heuristic was computed"""
+    iterations: jax.Array
+
+
+def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) -> Search:
+    """Take note of the cheapest of the goals among nodes [n]."""
+    cost = jnp.where(is_goal, cost, jnp.inf)
+    best = cost.argmin()
+    better = cost[best] < search.upper
+    return search._replace(goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper))
+
+
+def evaluate(heuristic: Callable, states: jax.Array, wanted: jax.Array, rows: int) -> Any:
+    """`heuristic(states)` where wanted, in as few calls of `rows` states each as it takes; rubbish elsewhere.
+
+    Args:
+      states: uint8 [n, size]; wanted: bool [n].
+    """
+    count = len(states)
+    place = _places(wanted, jnp.int32(0), count)
+    order = jnp.zeros(-(-count // rows) * rows, jnp.int32).at[place].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    spec = jax.eval_shape(heuristic, states[:1])
+    out = jnp.zeros((len(order), *spec.shape[1:]), spec.dtype)
+
+    def some(i: jax.Array, out: jax.Array) -> jax.Array:
+        values = heuristic(states[jax.lax.dynamic_slice_in_dim(order, i * rows, rows)])
+        return jax.lax.dynamic_update_slice_in_dim(out, values, i * rows, 0)
+
+    out = jax.lax.fori_loop(0, -(-wanted.sum() // rows), some, out)
+    return out[jnp.minimum(place, count - 1)]
+
+
+class Solution(NamedTuple):
+    status: str
+    """one of STATUSES"""
+    cost: float
+    """of the path; inf where there is none"""
+    lower_bound: float
+    """no path is cheaper, if the heuristic never overestimates"""
+    actions: list[int]
+    generated: int
+    network_calls: int
+    pushed: int
+    nodes: int
+    """stored in the closed set"""
+    dropped: int
+    """entries that the open list had no room for"""
+    iterations: int
+    seconds: float
+    split: dict[str, float]
+    """seconds of each part, where the search was profiled"""
+
+
+class Solver:
+    """A compiled search for one puzzle.
+
+    Args:
+      puzzle: an `rlzoo.envs` puzzle.
+      expansion: `expansion(params, weight) -> parts`, called inside the trace. `parts` are (name, function) pairs; the
+        first is called with `(search, entries)`, each next one with what the one before returned, and the last one
+        returns the search.
+      root_action: what the expansion wants in the entry of the start.
+      room: how many nodes, and how many entries, the parts may add for each entry.
+      batch: entries taken in one iteration.
+      rows: entries handed to the parts at a time, a divisor of `batch`.
+      max_nodes: capacity of the closed set.
+      max_entries: capacity of the open list.
+      naive: end at the first goal, as others do. It is not sure to be the cheapest, whatever the heuristic.
+    """
+
+    def __init__(self, puzzle: Any, expansion: Callable, *, root_action: int, room: tuple[int, int], batch: int,
+                 rows: int | None = None, max_nodes: int, max_entries: int, naive: bool = False):
+        rows = rows or batch
+        if batch < 1 or batch % rows:
+            raise Refused(f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of {rows}")
+        self.room_nodes, self.room_entries = room[0] * max(batch, 2), room[1] * max(batch, 2)
+        if max_nodes <= self.room_nodes:
+            raise Refused(f"max_nodes is {max_nodes:_}, but a batch of {batch:_} alone may make {self.room_nodes:_} nodes: "
+                          "allow more, or take smaller batches")
+        if max_entries < 2 * self.room_entries:
+            raise Refused(f"the open list holds {max_entries:_} entries, but a batch of {batch:_} alone may add "
+                          f"{self.room_entries:_}: allow twice as many, or take smaller batches")
+        self.puzzle, self.expansion, self.root_action, self.naive = puzzle, expansion, root_action, naive
+        self.batch, self.rows, self.max_nodes, self.max_entries = batch, rows, max_nodes, max_entries
+        self._run = jax.jit(self.run)
+        self._compiled: Any = None
+        self.compile_seconds = 0.0
+
+    def bytes(self) -> int:
+        """What the open list and the closed set take."""
+        return memory(self.puzzle, self.max_nodes, self.max_entries)
+
+    def begin(self, state: jax.Array) -> Search:
+        """`state`: uint8 [size]."""
+        closed, node, _ = insert(
+            empty_closed(self.max_nodes, _layout(self.puzzle.size, self.puzzle.values)[2]),
+            pack(state[None], self.puzzle.values), jnp.zeros(1), jnp.full(1, -1), jnp.full(1, -1), jnp.ones(1, bool))
+        open_ = push(empty_open(self.max_entries), Entries(
+            jnp.zeros(1), node, jnp.full(1, self.root_action), jnp.ones(1, bool)))
+        start = Search(open_, closed, jnp.int32(-1), jnp.float32(jnp.inf), jnp.float32(0), _zero().plus(jnp.int32(1)),
+                       _zero(), jnp.int32(0))
+        return found(start, node, jnp.zeros(1), self.puzzle.is_goal(state[None]))
+
+    def take(self, search: Search, weight: jax.Array) -> tuple[Search, Entries]:
+        """The next batch, and the lower bound that its first entry gives."""
+        open_, entries = pop(search.open, self.batch)
+        search = search._replace(open=open_, lower=jnp.maximum(search.lower, entries.priority[0]),
+                                 iterations=search.iterations + 1)
+        return search, entries._replace(valid=entries.valid & (search.lower < self.limit(search, weight)))
+
+    def limit(self, search: Search, weight: jax.Array) -> jax.Array:
+        """Entries from this priority on are not worth taking."""
+        return jnp.where(jnp.isfinite(search.upper), -jnp.inf if self.naive else weight * search.upper, jnp.inf)
+
+    def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: jax.Array) -> Search:
+        """The search itself, a pure function of arrays. `max_generated`: Count."""
+        parts = self.expansion(params, weight)
+
+        def step(search: Search) -> Search:
+            search, entries = self.take(search, weight)
+            if self.rows == self.batch:
+                return _chain(parts, search, entries)
+            piece = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries)
+            used = -(-entries.valid.sum() // self.rows)  # valid entries come first
+            return jax.lax.fori_loop(0, used, lambda i, search: _chain(parts, search, piece(i)), search)
+
+        def more(search: Search) -> jax.Array:
+            many = (search.generated.high > max_generated.high) | (
+                (search.generated.high == max_generated.high) & (search.generated.low >= max_generated.low))
+            return (search.lower < self.limit(search, weight)) & ~many & (
+                search.closed.size + self.room_nodes <= self.max_nodes)
+
+        def steps(search: Search) -> Search:  # until the open list must be tidied
+            room = lambda search: search.open.size + self.room_entries <= self.max_entries
+            search = jax.lax.while_loop(lambda search: more(search) & room(search), step, search)
+            return search._replace(open=jax.lax.cond(
+                room(search), lambda open_: open_, lambda open_: tidy(open_, self.room_entries), search.open))
+
+        return jax.lax.while_loop(more, steps, self.begin(state))
+
+    def compile(self, params: Any) -> "Solver":
+        """Compile now rather than at the first call."""
+        if self._compiled is None:
+            began = time.perf_counter()
+            limit = Count(np.uint32(0), np.uint32(0))
+            state = jax.ShapeDtypeStruct((self.puzzle.size,), jnp.uint8)
+            self._compiled = self._run.lower(params, state, np.float32(0), limit).compile()
+            self.compile_seconds = time.perf_counter() - began
+        return self
+
+    def __call__(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
+        """Search from `state`, uint8 [size]; `params` goes to the expansion."""
+        self.compile(params)
+        limit = Count(np.uint32(max_generated & 0xFFFFFFFF), np.uint32(max_generated >> 32))
+        began = time.perf_counter()
+        search = jax.block_until_ready(self._compiled(params, jnp.asarray(state, jnp.uint8), np.float32(weight), limit))
+        return self._solution(search, weight, max_generated, time.perf_counter() - began, {})
+
+    def profile(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
+        """The same search, its parts compiled and timed apart: slower as a whole, for `Solution.split`."""
+        names = [name for name, _ in self.expansion(params, np.float32(weight))]
+        call = lambda i: jax.jit(lambda params, args: self.expansion(params, np.float32(weight))[i][1](*args))
+        parts = [(name, call(i)) for i, name in enumerate(names)]
+        take = jax.jit(lambda search: self.take(search, np.float32(weight)))
+        clean = jax.jit(lambda search: search._replace(open=tidy(search.open, self.room_entries)))
+        split = dict.fromkeys(["pop", *names], 0.0)
+
+        def timed(name: str, function: Callable, *args: Any) -> Any:
+            began = time.perf_counter()
+            out = jax.block_until_ready(function(*args))
+            split[name] += time.perf_counter() - began
+            return out
+
+        for warm in (True, False):
+            search, began = jax.jit(self.begin)(jnp.asarray(state, jnp.uint8)), time.perf_counter()
+            split = dict.fromkeys(split, 0.0)
+            while (float(search.lower) < float(self.limit(search, np.float32(weight)))
+                   and int(search.generated) < max_generated
+                   and int(search.closed.size) + self.room_nodes <= self.max_nodes):
+                if int(search.open.size) + self.room_entries > self.max_entries:
+                    search = timed("pop", clean, search)
+                search, entries = timed("pop", take, search)
+                for i in range(-(-int(entries.valid.sum()) // self.rows)):
+                    args: Any = (search, jax.tree.map(lambda x, i=i: x[i * self.rows:(i + 1) * self.rows], entries))
+                    for name, part in parts:
+                        args = timed(name, part, params, args)
+                    search = args
+                if warm and int(search.iterations) == 3:
+                    break
+        return self._solution(search, weight, max_generated, time.perf_counter() - began, split)
+
+    def _solution(self, search: Search, weight: float, max_generated: int, seconds: float, split: dict) -> Solution:
+        cost, lower = float(search.upper), float(search.lower)
+        solved = math.isfinite(cost)
+        if solved and (self.naive or lower >= np.float32(weight) * np.float32(cost)):
+            status = SOLVED
+        elif math.isinf(lower):
+            status = DROPPED if int(search.open.dropped) else EXHAUSTED
+        else:
+            status = NODE_LIMIT if int(search.generated) >= max_generated else TABLE_FULL
+        bound = min(lower, float(search.open.least_dropped), weight * cost if solved else math.inf)
+        parent, action = np.asarray(search.closed.parent), np.asarray(search.closed.action)
+        actions, node = [], int(search.goal)
+        while node > 0:  # node 0 is the start
+            actions.append(int(action[node]))
+            node = int(parent[node])
+        return Solution(status, cost, bound, actions[::-1], int(search.generated), int(search.calls),
+                        int(search.open.pushed), int(search.closed.size), int(search.open.dropped),
+                        int(search.iterations), seconds, split)
+
+
+def puzzle_of(env: Any) -> Any:
+    """The puzzle inside an `rlzoo.make` environment. Raises `Refused` where it is something else."""
+    from rlzoo.envs.puzzle import Puzzle
+
+    if not isinstance(env.inner, Puzzle):
+        from rlzoo import envs
+
+        raise Refused(f"{env.id} is not a puzzle; this algorithm takes one, for example {', '.join(envs.PUZZLES)}")
+    return env.inner
+
+
+def _chain(parts: Any, *args: Any) -> Any:
+    return functools.reduce(lambda args, part: part[1](*args), parts, args)
+
+
+def memory(puzzle: Any, max_nodes: int, max_entries: int) -> int:
+    """Bytes of a closed set and an open list of these capacities."""
+    open_, closed = jax.eval_shape(lambda: (
+        empty_open(max_entries), empty_closed(max_nodes, _layout(puzzle.size, puzzle.values)[2])))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((open_, closed)))
