@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .puzzle import Params, Puzzle, State, breadth_first, not_permutation, odd, permutation_rank, tiled
+from .puzzle import LINE, Params, Puzzle, State, breadth_first, not_permutation, odd, permutation_rank, tiled
 
 FACES = "UDLRBF"
 NORMALS = np.array([[0, 0, 1], [0, 0, -1], [-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0]])
@@ -155,7 +155,7 @@ class Cube(Puzzle):
     def render(self, state: State, params: Params | None = None) -> np.ndarray:
         """The cube unfolded: U above, L F R B in a row, D below."""
         side = self.side
-        net = np.full((3 * side, 4 * side, 3), 255, np.uint8)
+        net = np.full((3 * side, 4 * side, 3), LINE, np.uint8)
         places, colours = sticker_places(side).reshape(6, -1, 3), COLOURS[np.asarray(state.position)].reshape(6, -1, 3)
         for face, (row, column, right, down) in NET.items():
             f = FACES.index(face)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .puzzle import Params, Puzzle, State, read_array, tiled
+from .puzzle import Params, Puzzle, State, below, read_array, tiled
 
 SIDE, BOXES = 10, 4
 WALL, BOX, GOAL, AGENT = 1, 2, 4, 8
@@ -77,7 +77,7 @@ class Sokoban(Puzzle):
 
     def _begin(self, key: jax.Array, count: int) -> jax.Array:
         rooms, length, moves = jax.random.split(key, 3)
-        steps = jax.random.randint(length, (count, 1), 1, MIXING + 1)
+        steps = 1 + below(length, (count, 1), MIXING)
 
         def move(k: jax.Array, states: jax.Array) -> jax.Array:
             return jnp.where(k < steps, self._move(jax.random.fold_in(moves, k), states), states)
