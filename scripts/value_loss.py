@@ -185,8 +185,9 @@ def plasticity(folder: Path, processes: int) -> None:
 LOSSES = ("mse", "mse_softmax", "two_hot", "hl_gauss", "c51")
 RATES = ("1.25e-4", "2.5e-4", "5e-4", "1e-3", "2e-3")
 ONLINE = ["--total-steps", "100_000", "--num-envs", "32", "--num-steps", "8", "--minibatches", "4", "--epochs", "2",
-          "--hidden", "128", "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.2",
-          "--v-min", "-1", "--v-max", "19", "--eval-every", "20_000", "--eval-episodes", "64"]
+          "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.2", "--v-min", "-1", "--v-max", "19",
+          "--eval-every", "20_000", "--eval-episodes", "64"]
+STANDARD, SMALL = ["--hidden", "128"], ["--hidden", "32", "--channels", "4"]
 
 
 def arm(target: Path, algorithm: str, flags: list[str], processes: int) -> report.Run:
@@ -218,8 +219,8 @@ def tuned(target: Path, algorithm: str, flags: list[str], processes: int) -> str
     return next(rate for rate in RATES if np.isclose(float(rate), best))
 
 
-def online(game: str, loss: str) -> list[str]:
-    return ["--env", game, "--loss", loss, *ONLINE]
+def online(game: str, loss: str, network: list[str] = STANDARD) -> list[str]:
+    return ["--env", game, "--loss", loss, *ONLINE, *network]
 
 
 def final(rate: str) -> list[str]:
@@ -302,7 +303,7 @@ RECORDING = ["--env", "Breakout-MinAtar", "--loss", "mse", "--total-steps", "100
              "--learning-rate", "5e-4", "--eval-every", "50_000"]
 OFFLINE = ["--env", "Breakout-MinAtar", "--batch-size", "32", "--channels", "8", "--hidden", "64", "--target-every", "500",
            "--cql-alpha", "0.1", "--v-min", "-1", "--eval-every", "2_000", "--eval-episodes", "64"]
-UPDATES, BIN = 6_000, 0.4
+UPDATES, LONG, BIN = 6_000, 24_000, 0.4
 NOISES = ("0", "0.3", "1")
 
 
@@ -395,6 +396,244 @@ def sarsa(folder: Path, processes: int) -> None:
         about_offline(folder), tabulate(runs, ["loss", "target"]), verdicts)
 
 
+def long(folder: Path, processes: int) -> None:
+    runs = {(loss,): offline_arm(f"{loss}-long", offline(loss, updates=LONG), recorded(), processes)
+            for loss in ("mse", "hl_gauss")}
+    late = {loss: scores(run) for (loss,), run in runs.items()}
+    early = {loss: run.metrics["eval/return"][run.metrics["step"] == UPDATES] for (loss,), run in runs.items()}
+    verdicts = [
+        verdict(f"mse declines: after {UPDATES:,} updates less after {LONG:,}", more, early["mse"], late["mse"]),
+        verdict(f"HL-Gauss does not: after {LONG:,} updates less after {UPDATES:,}", more, late["hl_gauss"],
+                early["hl_gauss"]),
+        verdict("HL-Gauss ends higher than mse", more, late["hl_gauss"], late["mse"]),
+    ]
+    report.plot_curves(list(runs.values()), folder / "curves.png", title="Breakout-MinAtar, offline, long")
+    write_readme(
+        folder, "E2: long offline training", "Claim (figure 4, right): trained offline for long, the squared error's return "
+        "declines and HL-Gauss's does not.", about_offline(folder, LONG) + " (The learning rate was tuned with "
+        f"{UPDATES:,} updates.)", tabulate(runs, ["loss"]), verdicts)
+
+
+# ---- A2 and E3: smaller networks --------------------------------------------------------------------------------
+
+SIGMAS, BINS = ("0.25", "0.5", "0.75", "1", "2"), ("21", "51", "101")
+WIDTHS = ("1", "2")
+
+
+def smoothing(folder: Path, processes: int) -> None:
+    flags = online("Breakout-MinAtar", "hl_gauss", SMALL)
+    rate = tuned(folder / "tune", "pqn", flags, processes)
+    runs = {bins: arm(folder / f"bins-{bins}", "pqn", [
+        *flags, *final(rate), "--bins", bins, "--sweep", f"sigma_ratio={','.join(SIGMAS)}"], processes) for bins in BINS}
+    hot = arm(folder / "two_hot", "pqn", [*online("Breakout-MinAtar", "two_hot", SMALL), *final(rate)], processes)
+    found = {(bins, f"{m['sigma_ratio']:g}"): np.array([0.0 if x["diverged"] else x["eval/return"]
+                                                        for x in run.summary["members"]
+                                                        if x["sigma_ratio"] == m["sigma_ratio"]])
+             for bins, run in runs.items() for m in run.summary["members"]}
+    table = [["bins", *(f"sigma = {sigma} bins" for sigma in SIGMAS), "command"]]
+    table += [[bins, *(number(found[bins, sigma]) for sigma in SIGMAS), f"`{run.config['command']}`"]
+              for bins, run in runs.items()]
+    table += [["51, two-hot", number(scores(hot)), *[""] * (len(SIGMAS) - 1), f"`{hot.config['command']}`"]]
+    verdicts = [verdict(f"51 bins: sigma = {sigma} bins beats two-hot", more, found["51", sigma], scores(hot))
+                for sigma in SIGMAS]
+    verdicts += [verdict(f"{bins} bins: sigma = 0.75 bins beats 0.25", more, found[bins, "0.75"], found[bins, "0.25"])
+                 for bins in BINS]
+    report.plot_curves(list(runs.values()), folder / "curves.png", title="HL-Gauss on Breakout-MinAtar: bins and sigma")
+    write_readme(
+        folder, "A2: sigma and bins", "Claim (figure 13): a wide range of sigma beats two-hot, and the best absolute sigma "
+        "does not depend on the number of bins.",
+        f"PQN with one convolution of 4 channels and 32 hidden units, {SEEDS} seeds, last iterate, 64 greedy episodes of "
+        f"each; IQM with its 95% interval. {TUNED}for 51 bins and sigma 0.75. {REDUCED}Below 0.5, HL-Gauss is biased. "
+        "Made by `python scripts/value_loss.py --only smoothing`.", table, verdicts)
+
+
+def width(folder: Path, processes: int) -> None:
+    runs = {}
+    for loss in ("mse", "hl_gauss"):
+        for times in WIDTHS:
+            flags = [*online("Breakout-MinAtar", loss, SMALL), "--width", times]
+            rate = tuned(folder / f"tune-{loss}-{times}", "pqn", flags, processes)
+            runs[loss, times] = arm(folder / f"{loss}-{times}", "pqn", [*flags, *final(rate)], processes)
+        flags = online("Breakout-MinAtar", loss)  # breakout's network is four times as wide as SMALL
+        rate = tuned(OUT / "breakout" / f"tune-{loss}", "pqn", flags, processes)
+        runs[loss, "4"] = arm(OUT / "breakout" / loss, "pqn", [*flags, *final(rate)], processes)
+    found = {key: scores(run) for key, run in runs.items()}
+    verdicts = [verdict(f"at width {times} HL-Gauss beats mse", more, found["hl_gauss", times], found["mse", times])
+                for times in (*WIDTHS, "4")]
+    verdicts += [verdict("the gain over mse, as a share of it, is larger at width 4 than at 1", gap, found["hl_gauss", "4"],
+                         found["mse", "4"], found["hl_gauss", "1"], found["mse", "1"])]
+    report.plot_curves(list(runs.values()), folder / "curves.png", title="Breakout-MinAtar, by width")
+    write_readme(
+        folder, "E3: width", "Claim (section 4.2): HL-Gauss gains more over the squared error, the larger the network.",
+        f"PQN with 4 channels and 32 hidden units times the width, {SEEDS} seeds, last iterate, 64 greedy episodes of each; "
+        f"IQM with its 95% interval; width 4 is the network of [breakout](../breakout/README.md). {TUNED}for each loss and "
+        f"width. {REDUCED}The paper scales by experts of a SoftMoE, which was not run. "
+        "Made by `python scripts/value_loss.py --only width`.", tabulate(runs, ["loss", "width"]), verdicts)
+
+
+# ---- E7: a small board game ------------------------------------------------------------------------------------
+
+SIDE, ROW, BLUNDER = 4, 3, 0.5
+BOARD = dict(hidden=(64, 64), bins=128, batch=256, steps=2000)
+BOARD_LOSSES = ("mse", "one_hot", "two_hot", "hl_gauss")
+
+
+def lines_of_three() -> list[int]:
+    """The winning lines as bit masks; the cell in column x and row y is bit 4 x + y."""
+    ways = [(x, y, dx, dy) for x in range(SIDE) for y in range(SIDE) for dx, dy in ((1, 0), (0, 1), (1, 1), (1, -1))]
+    ends = lambda x, y, dx, dy: (x + (ROW - 1) * dx < SIDE) and 0 <= y + (ROW - 1) * dy < SIDE
+    return [sum(1 << SIDE * (x + k * dx) + y + k * dy for k in range(ROW)) for x, y, dx, dy in ways if ends(x, y, dx, dy)]
+
+
+def board_game() -> tuple[np.ndarray, np.ndarray]:
+    """Every position of connect-three on a board of 4 by 4 that can arise, by an exact teacher.
+
+    Returns: boards [n, 32] (stones of the player to move, then of the other), and action values [n, 4]: the chance to win,
+    plus half that to draw, when from then on both drop a stone in a random column half of the time, and else in the best;
+    NaN for full columns.
+    """
+    winning, known = lines_of_three(), {}
+    column = [((1 << SIDE) - 1) << SIDE * x for x in range(SIDE)]
+
+    def values(own: int, other: int) -> np.ndarray:
+        if (own, other) not in known:
+            q = np.full(SIDE, np.nan)
+            for x in range(SIDE):
+                stone = ((own | other) + (1 << SIDE * x)) & column[x] & ~(own | other)
+                if not stone:
+                    continue
+                mine = own | stone
+                if any(mine & line == line for line in winning):
+                    q[x] = 1.0
+                elif (mine | other) == (1 << SIDE * SIDE) - 1:
+                    q[x] = 0.5
+                else:
+                    replies = values(other, mine)
+                    q[x] = 1.0 - (1 - BLUNDER) * np.nanmax(replies) - BLUNDER * np.nanmean(replies)
+            known[own, other] = q
+        return known[own, other]
+
+    values(0, 0)
+    bits = lambda stones: [stones >> i & 1 for i in range(SIDE * SIDE)]
+    boards = np.array([bits(own) + bits(other) for own, other in known], np.float32)
+    return boards, np.array(list(known.values()), np.float32)
+
+
+def distil(loss: str, seeds: int) -> np.ndarray:
+    """Of held-out positions, after learning the values of the others: the share where the greedy move is one of the best,
+    and what it is worse than the best on average; [seeds, 2]."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax.flatten_util import ravel_pytree
+    from rlzoo.algorithms import hl_gauss
+
+    boards, q = board_game()
+    half = np.random.default_rng(0).permutation(len(boards)) < len(boards) // 2
+    legal, q = ~np.isnan(q), np.nan_to_num(q)
+    config = hl_gauss.Config(loss=loss, bins=BOARD["bins"], v_min=0.0, v_max=1.0)
+    out = SIDE if loss == "mse" else SIDE * config.bins
+    net = hl_gauss.Network(BOARD["hidden"], out, 0, 0, None, jax.nn.initializers.zeros)
+    optimizer = optax.scale_by_adam()
+
+    def output(params, x):
+        out = net.apply(params, x)
+        return out if loss == "mse" else out.reshape(*x.shape[:-1], SIDE, config.bins)
+
+    def goal(y):
+        if loss == "one_hot":
+            return jax.nn.one_hot(jnp.round(y * (config.bins - 1)), config.bins)
+        return hl_gauss.encode(y, config)
+
+    def objective(params, x, y, legal):
+        found = output(params, x)
+        each = (found - y) ** 2 if loss == "mse" else hl_gauss.kl(goal(y), found)
+        return (legal * each).sum() / legal.sum()
+
+    def run(key):
+        net_key, key = jax.random.split(key)
+        start, unravel = ravel_pytree(net.init(net_key, boards[0]))
+        learn = [jnp.asarray(x[half]) for x in (boards, q, legal)]
+
+        def update(carry, key):
+            rows = jax.random.randint(key, (BOARD["batch"],), 0, len(learn[0]))
+            grad = jax.grad(lambda p: objective(unravel(p), *(x[rows] for x in learn)))(carry[0])
+            direction, opt_state = optimizer.update(grad, carry[1])
+            return (carry[0] - 1e-3 * direction, opt_state), None
+
+        keys = jax.random.split(key, BOARD["steps"])
+        (params, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), keys)
+        value = hl_gauss.decode(output(unravel(params), boards[~half]), config)
+        move = jnp.argmax(jnp.where(legal[~half], value, -jnp.inf), -1)
+        best = jnp.where(legal[~half], q[~half], -jnp.inf).max(-1)
+        worse = best - jnp.take_along_axis(jnp.asarray(q[~half]), move[:, None], 1)[:, 0]
+        return jnp.stack([(worse < 1e-6).mean(), worse.mean()])
+
+    return np.asarray(jax.jit(lambda: jax.lax.map(run, jax.vmap(jax.random.key)(jnp.arange(seeds))))())
+
+
+def board(folder: Path, processes: int) -> None:
+    from matplotlib.figure import Figure
+
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        found = dict(zip(BOARD_LOSSES, pool.map(distil, BOARD_LOSSES, [SEEDS] * len(BOARD_LOSSES)), strict=True))
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["loss", "seed", "best moves", "loss of value"])
+        writer.writerows((loss, seed, *(f"{x:.6g}" for x in row)) for loss, rows in found.items()
+                         for seed, row in enumerate(rows))
+    table = [["loss", "best moves", "loss of value by the move"]]
+    table += [[loss, number(rows[:, 0]), number(rows[:, 1])] for loss, rows in found.items()]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.boxplot([rows[:, 0] for rows in found.values()], tick_labels=list(found))
+    axes.set_ylabel("share of held-out positions\nwhere the best move is chosen")
+    figure.savefig(folder / "curves.png", dpi=160)
+    best = {loss: rows[:, 0] for loss, rows in found.items()}
+    verdicts = [verdict(f"HL-Gauss chooses the best move more often than {other}", more, best["hl_gauss"], best[other])
+                for other in ("one_hot", "mse", "two_hot")]
+    positions = len(board_game()[0])
+    write_readme(
+        folder, "E7: distilling a board game", "Claim (figure 9): where a network learns a teacher's values in [0, 1] in "
+        "128 bins, targets by HL-Gauss give better moves than one-hot ones.",
+        f"All {positions:,} positions of connect-three on a 4 by 4 board, and their exact values when both players blunder "
+        f"half of the time; half of the positions are learnt, the others judged. MLP {BOARD['hidden']}, Adam 1e-3, "
+        f"{BOARD['steps']} steps of {BOARD['batch']}, {SEEDS} seeds; IQM with its 95% interval. Reduced: the paper distils "
+        "Stockfish into transformers of up to 270 million parameters, and its baseline is one-hot alone. "
+        "Made by `python scripts/value_loss.py --only board`.", table, verdicts)
+
+
+# ---- the index --------------------------------------------------------------------------------------------------
+
+NOT_RUN = {
+    "E1 on other games": "Asterix, Freeway and Seaquest",
+    "E3, SoftMoE": "`hl_gauss.py --experts` has it; width alone was studied",
+    "E4, E5": "multi-task training of one network",
+    "E6": "Wordle",
+    "E8": "robotic manipulation",
+    "A5: frozen features": "a new linear head on the features of a trained network",
+}
+
+
+def write_index() -> None:
+    """results/value_loss/README.md: every study that was made, with its verdicts, and those that were not."""
+    lines = [
+        "# Values by classification", "",
+        "Studies of Farebrother et al. 2024, \"Stop Regressing\" (arXiv 2403.03950), at sizes that fit a CPU. A verdict is "
+        "*reproduced* or *not reproduced* where the 95% bootstrap interval over seeds lies on one side of zero, else "
+        "*undecided at this budget*. Settings, commands and tables are in the folders. What the losses cost: "
+        "[speed.md](speed.md).", ""]
+    for name in STUDIES:
+        if (OUT / name / "README.md").exists():
+            text = (OUT / name / "README.md").read_text().split("\n")
+            claim = next(line for line in text if line.startswith("Claim"))
+            lines += [f"## [{text[0].removeprefix('# ')}]({name}/README.md)", "", claim, "",
+                      *(line for line in text if line.startswith("- ")), ""]
+    missing = [f"- {name}" for name in STUDIES if not (OUT / name / "README.md").exists()]
+    lines += ["## Not run", "", *missing, *(f"- {name}: {what}" for name, what in NOT_RUN.items())]
+    (OUT / "README.md").write_text("\n".join(lines) + "\n")
+
+
 STUDIES: dict[str, Callable] = {
     "plasticity": plasticity,
     "breakout": one_game("Breakout-MinAtar"),
@@ -402,6 +641,10 @@ STUDIES: dict[str, Callable] = {
     "sticky": sticky,
     "noise": noise,
     "sarsa": sarsa,
+    "long": long,
+    "smoothing": smoothing,
+    "width": width,
+    "board": board,
 }
 
 
@@ -414,3 +657,4 @@ if __name__ == "__main__":
         if not (OUT / study / "README.md").exists():
             (OUT / study).mkdir(parents=True, exist_ok=True)
             STUDIES[study](OUT / study, arguments.processes)
+            write_index()
