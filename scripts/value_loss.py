@@ -303,7 +303,7 @@ RECORDING = ["--env", "Breakout-MinAtar", "--loss", "mse", "--total-steps", "100
              "--learning-rate", "5e-4", "--eval-every", "50_000"]
 OFFLINE = ["--env", "Breakout-MinAtar", "--batch-size", "32", "--channels", "8", "--hidden", "64", "--target-every", "500",
            "--cql-alpha", "0.1", "--v-min", "-1", "--eval-every", "2_000", "--eval-episodes", "64"]
-UPDATES, LONG, BIN = 6_000, 24_000, 0.4
+UPDATES, LONG, BIN = 6_000, 18_000, 0.4
 NOISES = ("0", "0.3", "1")
 
 
@@ -416,7 +416,7 @@ def long(folder: Path, processes: int) -> None:
 
 # ---- A2 and E3: smaller networks --------------------------------------------------------------------------------
 
-SIGMAS, BINS = ("0.25", "0.5", "0.75", "1", "2"), ("21", "51", "101")
+SIGMAS, BINS = ("0.25", "0.75", "2"), ("21", "51", "101")
 WIDTHS = ("1", "2")
 
 

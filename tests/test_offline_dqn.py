@@ -179,33 +179,31 @@ TINY = offline_dqn.Config(env="probe-two-step", total_steps=600, hidden=(16,), b
 
 
 def test_values_by_q_learning_and_by_sarsa(monkeypatch):
-    data, env, obs = two_steps(), rlzoo.make(TINY.env), jnp.array([[0.0], [1.0]])
+    data, env, obs, right = two_steps(), rlzoo.make(TINY.env), jnp.array([[0.0], [1.0]]), offline_dqn.sample
 
-    def learnt(loss, target):
-        """Values [obs 0 and 1, action] and greedy actions after training, and metrics."""
+    def learnt(loss, target, masks):
+        """Values [masks, obs 0 and 1, action] and greedy actions after training, and metrics; with and without the mask."""
         config = dataclasses.replace(TINY, loss=loss, target=target)
         shape = (2,) if loss == "mse" else (2, config.bins)
         net = offline_dqn.Network(config.hidden, int(np.prod(shape)), 0, jax.nn.initializers.zeros)
 
-        @quick_jit
-        def run(config, data):
+        def run(mask):
+            drawn = lambda sample: sample._replace(kept=jnp.where(mask, sample.kept, 1.0))
+            monkeypatch.setattr(offline_dqn, "sample", lambda *args: drawn(right(*args)))
             alg = offline_dqn.make(config, env, data)
             state, metrics = jax.lax.scan(alg.step, alg.init(jax.random.key(0)), jnp.arange(config.total_steps))
             q = offline_dqn.decode(net.apply(state.params, obs).reshape(2, *shape), config)
             return q, alg.act(alg.policy(state), obs, None), metrics
 
-        return jax.tree.map(np.asarray, run(config, data))
+        return jax.tree.map(np.asarray, quick_jit(jax.vmap(run))(jnp.array(masks)))
 
-    best, actions, metrics = learnt("hl_gauss", "q_learning")
+    (best,), (actions,), metrics = learnt("hl_gauss", "q_learning", [True])
     np.testing.assert_allclose(best, [[GAMMA, GAMMA], [0, 1]], atol=0.08)  # truncated rows bootstrap too
     assert actions[1] == 1 and metrics["kept"].min() == 1.0
-    follows, _, metrics = learnt("mse", "sarsa")
+    (follows, naive), _, metrics = learnt("mse", "sarsa", [True, False])
     np.testing.assert_allclose(follows, [[GAMMA / 4] * 2, [0, 1]], atol=0.12)
-    assert 0.7 < metrics["kept"].mean() < 0.9
-    right = offline_dqn.sample  # the bug this guards against: taking the action of the episode after
-    monkeypatch.setattr(offline_dqn, "sample", lambda *args: right(*args)._replace(kept=jnp.ones(args[2])))
-    naive, _, _ = learnt("mse", "sarsa")
-    assert naive[0].min() > GAMMA / 4 + 0.12
+    assert 0.7 < metrics["kept"][0].mean() < 0.9
+    assert naive[0].min() > GAMMA / 4 + 0.12  # the bug this guards against: taking the action of the episode after
 
 
 # ---- the zoo's own data ---------------------------------------------------------------------------------------
