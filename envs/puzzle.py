@@ -72,9 +72,8 @@ class Puzzle(environment.Environment):
 
     def apply_all(self, states: jax.Array) -> jax.Array:
         """The states after every action: uint8 [n, size] -> uint8 [n, num_actions, size]."""
-        every = jax.vmap(self.apply, (None, 0))(states, jnp.broadcast_to(
-            jnp.arange(self.num_actions)[:, None], (self.num_actions, len(states))))
-        return every.swapaxes(0, 1)
+        one = lambda action: self.apply(states, jnp.full(len(states), action))
+        return jax.vmap(one, out_axes=1)(jnp.arange(self.num_actions))
 
     def is_goal(self, states: jax.Array) -> jax.Array:
         """uint8 [..., size] -> bool [...]"""

@@ -8,8 +8,6 @@ import numpy as np
 
 from .puzzle import Params, Puzzle, State, breadth_first, not_permutation, odd, permutation_rank, tiled
 
-SCRAMBLES = {3: 500, 4: 500, 5: 500, 6: 1000, 7: 1000}
-LIMITS = {3: 100, 4: 250, 5: 500, 6: 1000, 7: 1000}
 DIGITS = ("75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717")
 """3 x 5 dots each: five rows from the top, three bits to a row"""
 CELL = 32
@@ -32,7 +30,7 @@ class Tiles(Puzzle):
         self.size = self.values = side * side
         self.name = f"tile{self.size - 1}"
         self.goal = np.roll(np.arange(self.size, dtype=np.uint8), -1)
-        self.params = Params(LIMITS[side], SCRAMBLES[side])
+        self.params = Params(side**4, 500 if side <= 5 else 1000)
         row, column = np.divmod(np.arange(self.size)[:, None], side)
         row, column = row + [1, -1, 0, 0], column + [0, 0, 1, -1]
         inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)

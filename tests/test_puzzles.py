@@ -3,7 +3,7 @@
 import functools
 import itertools
 import os
-import pathlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from together import quick_jit
 import rlzoo
 
 KEY = jax.random.key(0)
-FILES = pathlib.Path(os.environ.get("RLZOO_QSTAR_DATA", pathlib.Path(__file__).parents[2] / "shared/data/qstar"))
+FILES = Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "qstar"
 TILE8 = (1, 2, 4, 8, 16, 20, 39, 62, 116, 152, 286, 396, 748, 1024, 1893, 2512, 4485, 5638, 9529, 10878, 16993, 17110, 23952,
          20224, 24047, 15578, 14560, 6274, 3910, 760, 221, 2)
 PANCAKE = {7: (1, 6, 30, 149, 543, 1357, 1903, 1016, 35), 8: (1, 7, 42, 251, 1191, 4281, 10561, 15011, 8520, 455)}
@@ -389,9 +389,9 @@ def test_bad_rooms_are_refused(message):
 
 
 def published(name: str) -> Any:
-    """DeepCubeA's test states, which are not in the repository; $RLZOO_QSTAR_DATA says where they are."""
+    """DeepCubeA's test states, which are not in the repository."""
     if not (FILES / name).is_file():
-        pytest.skip(f"{name} is not in {FILES}")
+        pytest.skip(f"{FILES / name} is not here: set RLZOO_DATA to the folder that holds qstar/")
     return np.load(FILES / name)
 
 
