@@ -124,7 +124,7 @@ def value_target(costs, next_value, next_goal, goal):
     return jnp.where(goal, 0.0, (costs + ahead).min(-1))
 
 
-# ---- training -------------------------------------------------------------------------------------------------
+# ---- algorithm ------------------------------------------------------------------------------------------------
 
 
 def make(config, env, dataset=None) -> rlzoo.Algorithm:

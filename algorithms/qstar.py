@@ -126,7 +126,7 @@ def choose(key, q, temperature):
     return jax.random.categorical(key, -q / temperature)
 
 
-# ---- training -------------------------------------------------------------------------------------------------
+# ---- algorithm ------------------------------------------------------------------------------------------------
 
 
 def make(config, env, dataset=None) -> rlzoo.Algorithm:

@@ -123,11 +123,15 @@ def _parse(source: Source, argv: list[str], prog: str, defaults: dict[str, Any])
 def read_options() -> list[Field]:
     from rlzoo.record import Options
 
-    tree = ast.parse(inspect.getsource(Options)).body[0]
-    docs = [str(node.value.value) for node in tree.body  # type: ignore[attr-defined]
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)][1:]
     return [Field(f.name, f.type, f.default, doc, True)
-            for f, doc in zip(dataclasses.fields(Options), docs, strict=True)]
+            for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)]
+
+
+def docs(kind: type) -> list[str]:
+    """The strings below the fields of a dataclass, in order."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    return [str(node.value.value) for node in body
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)][-len(dataclasses.fields(kind)):]  # type: ignore[arg-type]
 
 
 def _sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
@@ -166,12 +170,17 @@ def _write(value: Any) -> str:
 # ---- running --------------------------------------------------------------------------------------------------
 
 
-def script(make: Callable, Config: type, argv: list[str] | None = None) -> None:
+def script(make: Callable, Config: type, solver: Callable | None = None, argv: list[str] | None = None) -> None:
     """The last line of every algorithm file: `rlzoo.main(make, Config)`. Exits with 0 when done, 2 when refused,
-    130 when interrupted."""
+    130 when interrupted. An algorithm that searches hands over its `solver` too, which gives it the flag `--solve`."""
     path = Path(inspect.getsourcefile(make) or "")
+    argv = sys.argv[1:] if argv is None else argv
     with _plain_errors():
-        request = parse(read(path), sys.argv[1:] if argv is None else argv, Path(sys.argv[0]).name)
+        if solver and "--solve" in (flag.partition("=")[0] for flag in argv):
+            from rlzoo import solve
+
+            return solve.main(make, Config, solver, argv)
+        request = parse(read(path), argv, Path(sys.argv[0]).name)
         _run(make, Config, request)
 
 
@@ -402,13 +411,11 @@ def export(run: str, path: Path, member: int) -> None:
     """Write a member's policy as named arrays."""
     if path.suffix not in (".npz", ".safetensors"):
         raise Refused(f"{path}: parameters are written as .npz or .safetensors")
-    import jax
     import numpy as np
 
-    from rlzoo.train import load
+    from rlzoo.train import load, named
 
-    named = jax.tree_util.tree_flatten_with_path(load(run, member).policy)[0]
-    arrays = {jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(x) for keys, x in named}
+    arrays = {name: np.asarray(x) for name, x in named(load(run, member).policy).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         np.savez(path, allow_pickle=False, **arrays)

@@ -23,9 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 FREE = np.iinfo(np.int32).max
+ENTRY_BYTES = 10
+"""What an entry of the open list takes."""
 
 SOLVED, EXHAUSTED, NODE_LIMIT, TABLE_FULL, DROPPED = STATUSES = (
     "solved",  # no entry is left below weight * cost
@@ -432,7 +435,8 @@ class Solver:
             began = time.perf_counter()
             limit = Count(np.uint32(0), np.uint32(0))
             state = jax.ShapeDtypeStruct((self.puzzle.size,), jnp.uint8)
-            self._compiled = self._run.lower(params, state, np.float32(0), limit).compile()
+            self._compiled = self._run.lower(params, state, np.float32(0), limit).compile(
+                compiler_options=machine.compiler_options(jax.default_backend()))
             self.compile_seconds = time.perf_counter() - began
         return self
 

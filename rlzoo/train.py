@@ -535,6 +535,12 @@ def trained(run: str | Path, member: int = 0, dataset: Any = None) -> Trained:
     raise Refused(f"{record.dir} has no member {member}; it has {len(settings) * options.seeds}, counted from 0")
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their places in it: `params/Dense_0/kernel`."""
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def _dataset(given: Any) -> Any:
     """A data set, read where it is a file's name."""
     if not isinstance(given, str | Path):

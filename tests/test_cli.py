@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
         cli.script(
             toy.make,
             toy.Config,
-            [
+            argv=[
                 *SMALL,
                 "--out",
                 str(out),
