@@ -130,7 +130,7 @@ def value_target(costs, next_value, next_goal, goal):
 def make(config, env, dataset=None) -> rlzoo.Algorithm:
     puzzle = search.puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
-        raise rlzoo.Refused(f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; set it to 0")
+        raise rlzoo.Refused(f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; use 0")
     if config.batch_size < 2:
         raise rlzoo.Refused(f"batch_size is {config.batch_size}; batch normalisation needs at least 2")
     net, count = network(config), config.batch_size

@@ -132,7 +132,7 @@ def choose(key, q, temperature):
 def make(config, env, dataset=None) -> rlzoo.Algorithm:
     puzzle = search.puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
-        raise rlzoo.Refused(f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; set it to 0")
+        raise rlzoo.Refused(f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; use 0")
     if config.batch_size < 2:
         raise rlzoo.Refused(f"batch_size is {config.batch_size}; batch normalisation needs at least 2")
     net, count = network(config, puzzle), config.batch_size
@@ -195,10 +195,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
 
     def step(state, t):
         key, step_key = jax.random.split(state.key)
-        state = state.replace(key=key)
-        state, q = jax.lax.cond(
-            t < warmup_calls, lambda: update(state, t, step_key, by_scramble), lambda: update(state, t, step_key, bootstrapped),
-        ) if warmup_calls else update(state, t, step_key, bootstrapped)
+        learn = lambda sample: lambda: update(state.replace(key=key), t, step_key, sample)
+        state, q = jax.lax.cond(t < warmup_calls, learn(by_scramble), learn(bootstrapped))
         state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state: state, state)
         return state, {"loss/q": state.loss, "value": q, "updates": state.copies}
 

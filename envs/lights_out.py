@@ -44,6 +44,9 @@ class LightsOut(Puzzle):
         """The lights as they are."""
         return states.astype(jnp.float32)
 
+    def states_of(self, inputs: jax.Array) -> jax.Array:
+        return inputs.astype(jnp.uint8)
+
     def fault(self, state: np.ndarray) -> str:
         if ((state < 0) | (state > 1)).any():
             i = int(((state < 0) | (state > 1)).argmax())

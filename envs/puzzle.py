@@ -83,6 +83,10 @@ class Puzzle(environment.Environment):
         """What a network sees: uint8 [..., size] -> float32 [..., num_inputs], here each entry one-hot."""
         return jax.nn.one_hot(states, self.values).reshape(*states.shape[:-1], self.num_inputs)
 
+    def states_of(self, inputs: jax.Array) -> jax.Array:
+        """The inverse of `inputs`."""
+        return inputs.reshape(*inputs.shape[:-1], self.size, self.values).argmax(-1).astype(jnp.uint8)
+
     def distance(self, states: jax.Array) -> jax.Array:
         """The exact cost of the way to the goal, in moves: uint8 [..., size] -> int32 [...], -1 where there is no way.
 

@@ -70,6 +70,10 @@ class Sokoban(Puzzle):
         planes = [(states & what > 0).astype(jnp.float32) for what in (AGENT, WALL, BOX, GOAL)]
         return jnp.concatenate(planes, -1)
 
+    def states_of(self, inputs: jax.Array) -> jax.Array:
+        planes = inputs.reshape(*inputs.shape[:-1], 4, self.size).astype(jnp.uint8)
+        return (planes * np.array([[AGENT], [WALL], [BOX], [GOAL]], np.uint8)).sum(-2, dtype=jnp.uint8)
+
     def distance(self, states: jax.Array) -> jax.Array:
         raise NotImplementedError("sokoban: each room would need a table of exact distances of its own")
 

@@ -386,6 +386,10 @@ def _construct(id: str, factory: Callable, options: dict) -> Any:
         return factory(**kwargs)
     except OSError as error:
         raise Refused(f"{id} could not fetch the data it needs from the network: {error}") from error
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"{id}: {error}") from error
 
 
 def _parse(id: str, query: str) -> dict:

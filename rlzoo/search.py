@@ -81,17 +81,20 @@ class Count(NamedTuple):
     low: jax.Array
     high: jax.Array
 
+    @classmethod
+    def of(cls, n: int) -> "Count":
+        return cls(jnp.uint32(n & 0xFFFFFFFF), jnp.uint32(n >> 32))
+
     def plus(self, n: jax.Array) -> "Count":
         """`n` at most 2^31."""
         low = self.low + n.astype(jnp.uint32)
         return Count(low, self.high + (low < self.low).astype(jnp.uint32))
 
+    def less(self, other: "Count") -> jax.Array:
+        return (self.high < other.high) | ((self.high == other.high) & (self.low < other.low))
+
     def __int__(self) -> int:
         return int(self.low) + (int(self.high) << 32)
-
-
-def _zero() -> Count:
-    return Count(jnp.uint32(0), jnp.uint32(0))
 
 
 # ---- open list ------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class Entries(NamedTuple):
 
 def empty_open(capacity: int) -> Open:
     return Open(jnp.full(capacity, jnp.inf), jnp.zeros(capacity, jnp.int32), jnp.zeros(capacity, jnp.int16),
-                jnp.int32(0), _zero(), _zero(), jnp.float32(jnp.inf))
+                jnp.int32(0), Count.of(0), Count.of(0), jnp.float32(jnp.inf))
 
 
 def push(open_: Open, entries: Entries) -> Open:
@@ -150,8 +153,8 @@ def pop(open_: Open, count: int) -> tuple[Open, Entries]:
     negated, place = jax.lax.switch(which, [best(prefix) for prefix in prefixes], open_.priority)
     if count == 1:
         negated, place = jnp.append(negated, -jnp.inf), jnp.append(place, capacity)
-    entries = Entries(-negated, open_.node.at[place].get(mode="clip"), open_.action.at[place].get(mode="clip").astype(jnp.int32),
-                      negated > -jnp.inf)
+    node, action = open_.node.at[place].get(mode="clip"), open_.action.at[place].get(mode="clip")
+    entries = Entries(-negated, node, action.astype(jnp.int32), negated > -jnp.inf)
     return open_._replace(priority=open_.priority.at[place].set(jnp.inf, mode="drop")), entries
 
 
@@ -227,7 +230,6 @@ def insert(closed: Closed, state: jax.Array, cost: jax.Array, parent: jax.Array,
         taken = held >= 0
         same = pending & taken & (store[held] == state).all(-1)
         asking = pending & ~taken
-        asked = jnp.where(asking, slot, slots)
         claim, first_of = _first(claim, slot, asking)
         wins = asking & first_of & ~same  # (nothing is both; this orders reading the store before writing to it)
         new = _places(wins, size, nodes)
@@ -388,8 +390,8 @@ class Solver:
             pack(state[None], self.puzzle.values), jnp.zeros(1), jnp.full(1, -1), jnp.full(1, -1), jnp.ones(1, bool))
         open_ = push(empty_open(self.max_entries), Entries(
             jnp.zeros(1), node, jnp.full(1, self.root_action), jnp.ones(1, bool)))
-        start = Search(open_, closed, jnp.int32(-1), jnp.float32(jnp.inf), jnp.float32(0), _zero().plus(jnp.int32(1)),
-                       _zero(), jnp.int32(0))
+        start = Search(open_, closed, jnp.int32(-1), jnp.float32(jnp.inf), jnp.float32(0), Count.of(1),
+                       Count.of(0), jnp.int32(0))
         return found(start, node, jnp.zeros(1), self.puzzle.is_goal(state[None]))
 
     def take(self, search: Search, weight: jax.Array) -> tuple[Search, Entries]:
@@ -403,8 +405,8 @@ class Solver:
         """Entries from this priority on are not worth taking."""
         return jnp.where(jnp.isfinite(search.upper), -jnp.inf if self.naive else weight * search.upper, jnp.inf)
 
-    def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: jax.Array) -> Search:
-        """The search itself, a pure function of arrays. `max_generated`: Count."""
+    def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: Count) -> Search:
+        """The search itself, a pure function of arrays."""
         parts = self.expansion(params, weight)
 
         def step(search: Search) -> Search:
@@ -416,10 +418,8 @@ class Solver:
             return jax.lax.fori_loop(0, used, lambda i, search: _chain(parts, search, piece(i)), search)
 
         def more(search: Search) -> jax.Array:
-            many = (search.generated.high > max_generated.high) | (
-                (search.generated.high == max_generated.high) & (search.generated.low >= max_generated.low))
-            return (search.lower < self.limit(search, weight)) & ~many & (
-                search.closed.size + self.room_nodes <= self.max_nodes)
+            room = search.closed.size + self.room_nodes <= self.max_nodes
+            return (search.lower < self.limit(search, weight)) & search.generated.less(max_generated) & room
 
         def steps(search: Search) -> Search:  # until the open list must be tidied
             room = lambda search: search.open.size + self.room_entries <= self.max_entries
@@ -433,9 +433,8 @@ class Solver:
         """Compile now rather than at the first call."""
         if self._compiled is None:
             began = time.perf_counter()
-            limit = Count(np.uint32(0), np.uint32(0))
             state = jax.ShapeDtypeStruct((self.puzzle.size,), jnp.uint8)
-            self._compiled = self._run.lower(params, state, np.float32(0), limit).compile(
+            self._compiled = self._run.lower(params, state, jnp.float32(0), Count.of(0)).compile(
                 compiler_options=machine.compiler_options(jax.default_backend()))
             self.compile_seconds = time.perf_counter() - began
         return self
@@ -443,17 +442,18 @@ class Solver:
     def __call__(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
         """Search from `state`, uint8 [size]; `params` goes to the expansion."""
         self.compile(params)
-        limit = Count(np.uint32(max_generated & 0xFFFFFFFF), np.uint32(max_generated >> 32))
+        args = (params, jnp.asarray(state, jnp.uint8), jnp.float32(weight), Count.of(max_generated))
         began = time.perf_counter()
-        search = jax.block_until_ready(self._compiled(params, jnp.asarray(state, jnp.uint8), np.float32(weight), limit))
+        search = jax.block_until_ready(self._compiled(*args))
         return self._solution(search, weight, max_generated, time.perf_counter() - began, {})
 
     def profile(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
         """The same search, its parts compiled and timed apart: slower as a whole, for `Solution.split`."""
-        names = [name for name, _ in self.expansion(params, np.float32(weight))]
-        call = lambda i: jax.jit(lambda params, args: self.expansion(params, np.float32(weight))[i][1](*args))
+        scale = jnp.float32(weight)
+        names = [name for name, _ in self.expansion(params, scale)]
+        call = lambda i: jax.jit(lambda params, args: self.expansion(params, scale)[i][1](*args))
         parts = [(name, call(i)) for i, name in enumerate(names)]
-        take = jax.jit(lambda search: self.take(search, np.float32(weight)))
+        take = jax.jit(lambda search: self.take(search, scale))
         clean = jax.jit(lambda search: search._replace(open=tidy(search.open, self.room_entries)))
         split = dict.fromkeys(["pop", *names], 0.0)
 
@@ -466,7 +466,7 @@ class Solver:
         for warm in (True, False):
             search, began = jax.jit(self.begin)(jnp.asarray(state, jnp.uint8)), time.perf_counter()
             split = dict.fromkeys(split, 0.0)
-            while (float(search.lower) < float(self.limit(search, np.float32(weight)))
+            while (float(search.lower) < float(self.limit(search, scale))
                    and int(search.generated) < max_generated
                    and int(search.closed.size) + self.room_nodes <= self.max_nodes):
                 if int(search.open.size) + self.room_entries > self.max_entries:

@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -120,7 +119,8 @@ def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]
     fields = [(f.name, Annotated[f.type, tyro.conf.arg(help=doc)], f.default)
               for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)]
     fields += [(name, Annotated[type(value), tyro.conf.arg(help=about.get(name, ""))], value) for name, value in own.items()]
-    chosen = vars(tyro.cli(dataclasses.make_dataclass("Args", fields), args=_with_value(argv), prog=prog, description=__doc__))
+    Args = dataclasses.make_dataclass("Args", fields)
+    chosen = dict(vars(tyro.cli(Args, args=_with_value(argv), prog=prog, description=__doc__)))
     return Options(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Options)}), chosen
 
 
@@ -163,7 +163,7 @@ def _states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.nd
 
 def save(path: Path, config: Any, policy: Any) -> None:
     """Write a policy and its configuration as .npz, in half precision, for `load`."""
-    arrays = {name: np.asarray(x, np.float16) for name, x in named(policy).items()}
+    arrays: dict[str, Any] = {name: np.asarray(x, np.float16) for name, x in named(policy).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, config=np.array(json.dumps(dataclasses.asdict(config))), **arrays)
 
