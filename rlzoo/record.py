@@ -386,10 +386,12 @@ class Record:
         first_over: dict[int, int] = {}
         threshold = THRESHOLDS.get(self.description["env"].partition("?")[0])
         number = lambda text: float(text) if text not in ("", None) else None
+        measured = [name for name in self._columns if name.startswith("eval/")]
+        metric = measured[0] if measured and "eval/return" not in measured else "eval/return"
         for row in rows:
-            member, value = int(row["member"]), number(row.get("eval/return"))
-            last[member] = row | ({"eval/return": row["eval/return"]} if value is not None else
-                                  {"eval/return": last.get(member, {}).get("eval/return")})
+            member, value = int(row["member"]), number(row.get(metric))
+            last[member] = row | ({metric: row[metric]} if value is not None else
+                                  {metric: last.get(member, {}).get(metric)})
             if threshold is not None and value is not None and value >= threshold:
                 first_over.setdefault(member, int(row["step"]))
         members = []
@@ -397,7 +399,7 @@ class Record:
             for m in program.members:
                 row = last.get(m.index, {})
                 members.append({"member": m.index, "seed": m.seed, **m.swept,
-                                "eval/return": number(row.get("eval/return")),
+                                "eval/return": None, metric: number(row.get(metric)),
                                 "diverged": row.get("diverged") == "1"}
                                | ({"steps_to_threshold": first_over.get(m.index)} if threshold is not None else {}))
         spent = lambda name: {p.index: float(last.get(p.members[0].index, {}).get(f"time/{name}") or 0) for p in programs}
@@ -410,7 +412,9 @@ class Record:
             "algorithm": self.description["algorithm"],
             "env": self.description["env"],
             "members": members,
-            "eval/return": report.summarise([{k: v for k, v in m.items() if k != "steps_to_threshold"} for m in members]),
+            "metric": metric,
+            "eval/return": report.summarise(members),
+            metric: report.summarise(members, metric),
             "steps": max(int(row.get("step") or 0) for row in last.values()) if last else 0,
             "steps_per_second": sum(made.values()) / train if train else None,
             "updates_per_second": updates / train if train else None,
@@ -423,7 +427,7 @@ class Record:
             "steps_to_threshold": [m["steps_to_threshold"] for m in members] if threshold is not None else None,
         }
         self._write_json("summary.json", self.summary)
-        if any(m["eval/return"] is not None for m in members):
+        if any(m[metric] is not None for m in members):
             report.write_curve(self.dir)
 
     def _write_json(self, name: str, content: dict) -> None:
@@ -548,10 +552,11 @@ class Display:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         swept = list(record.sweep)
-        for name in (*swept, "seeds", "IQM return", "95% interval", "mean ± std", "diverged"):
+        metric = summary["metric"]
+        for name in (*swept, "seeds", f"IQM {metric.removeprefix('eval/')}", "95% interval", "mean ± std", "diverged"):
             table.add_column(name, justify="right")
         text = lambda x: "-" if x is None else f"{x:,.2f}"
-        for setting in summary["eval/return"]:
+        for setting in summary[metric]:
             table.add_row(*(str(setting[name]) for name in swept), str(setting["seeds"]), text(setting["iqm"]),
                           f"{text(setting['low'])} to {text(setting['high'])}",
                           f"{text(setting['mean'])} ± {text(setting['std'])}", str(setting["diverged"]))

@@ -109,14 +109,16 @@ def summarise(members: Iterable[Mapping[str, Any]], metric: str = "eval/return")
     """One entry per swept setting: its fields, iqm, low, high, mean, std, seeds, diverged; None: undefined.
 
     members: {member, seed, <swept fields>, <metric>: float or None, diverged: bool}. `seeds` counts them all,
-    `diverged` those that the statistics leave out: marked as such, or without a finite score.
+    `diverged` those that are marked as such or have a score that is not finite. None is no score, and no failure.
     """
-    settings: dict[str, tuple[dict[str, Any], list[float]]] = {}
+    settings: dict[str, tuple[dict[str, Any], list[float | None]]] = {}
     for member in members:
-        swept = {k: v for k, v in member.items() if k not in ("member", "seed", "diverged", metric)}
-        score = np.nan if member.get("diverged") or member.get(metric) is None else member[metric]
+        known = ("member", "seed", "diverged", "steps_to_threshold")
+        swept = {k: v for k, v in member.items() if k not in known and "/" not in k}
+        score = np.nan if member.get("diverged") else member.get(metric)
         settings.setdefault(repr(swept), (swept, []))[1].append(score)
-    return [swept | _describe(np.array(scores, float)) for swept, scores in settings.values()]
+    return [swept | _describe(np.array([s for s in scores if s is not None])) | {"seeds": len(scores)}
+            for swept, scores in settings.values()]
 
 
 def _describe(scores: np.ndarray) -> dict[str, Any]:

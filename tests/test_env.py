@@ -20,7 +20,8 @@ from rlzoo.env import BRAX, POOL_ROWS, POOL_STEPS, Env, done, episodes, ids
 KEY = jax.random.key(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """each program runs once, so compiling is what takes time"""
-GYMNAX = [id for id in gymnax.registered_envs if not id.startswith("probe-")]
+GYMNAX = [id for id, factory in gymnax.registration._registry.items()
+          if getattr(factory, "func", factory).__module__.startswith("gymnax.")]
 
 
 def random_actions(env: Env, key: jax.Array, *shape: int) -> jax.Array:
