@@ -15,7 +15,8 @@ within `eval_moves` moves; `eval/value` what J says of them.
 
 Training: scramble backwards from the goal and regress J(s) on min over actions of cost + J_target(s'), where J_target is
 0 at a goal and before the first copy. The network is copied to the target every `block_steps` states, if the last loss
-is below `loss_threshold`. With `warmup_steps` the first targets are instead the moves of the scramble, an upper bound.
+is below `loss_threshold`. With `warmup_steps` the first targets are instead the moves of the scramble, an upper bound;
+copies then ask for no small loss.
 
 Deferred A* computes J of a node when it is taken, not when it is made: until then a child stands in the open list with
 its parent's J less the cost of the way between them, which overestimates no more than the parent's J does. It calls the
@@ -169,11 +170,11 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         rate = config.learning_rate * 2.0 ** (-t * count / config.halving_steps)
         params = jax.tree.map(lambda p, d: p - rate * d, state.variables["params"], direction)
         state = state.replace(variables={"params": params, **stats}, opt_state=opt_state, loss=error, key=key)
-        state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state: state, state)
+        state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
         return state, {"loss/value": error, "value": value, "updates": state.copies}
 
-    def copy(state):
-        good = state.loss < config.loss_threshold
+    def copy(state, t):
+        good = (state.loss < config.loss_threshold) | (t < warmup_calls)
         target = jax.tree.map(lambda new, old: jnp.where(good, new, old), state.variables, state.target)
         return state.replace(target=target, copies=state.copies + good)
 

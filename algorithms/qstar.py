@@ -15,7 +15,8 @@ that following the smallest q solves within `eval_moves` moves; `eval/value` wha
 Training: scramble backwards from the goal, take one action drawn by exp(-q / temperature), and regress q(s, a) on
 cost + min q_target(s', .), which is 0 at a goal and before the first copy. The network is copied to the target every
 `block_steps` states, if the last loss is below `loss_threshold`. With `warmup_steps` the first targets are instead the
-moves of the scramble, an upper bound: of the action that undoes the last one, and of random ones.
+moves of the scramble, an upper bound: of the action that undoes the last one, and of random ones; copies then ask for no
+small loss.
 
 Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
 copies; a goal's value is 0 rather than learnt; the default network is smaller (paper: --first 5000 --width 1000
@@ -188,8 +189,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         params = jax.tree.map(lambda p, d: p - rate * d, state.variables["params"], direction)
         return state.replace(variables={"params": params, **stats}, opt_state=opt_state, loss=value), q
 
-    def copy(state):
-        good = state.loss < config.loss_threshold
+    def copy(state, t):
+        good = (state.loss < config.loss_threshold) | (t < warmup_calls)
         target = jax.tree.map(lambda new, old: jnp.where(good, new, old), state.variables, state.target)
         return state.replace(target=target, copies=state.copies + good)
 
@@ -197,7 +198,7 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         key, step_key = jax.random.split(state.key)
         learn = lambda sample: lambda: update(state.replace(key=key), t, step_key, sample)
         state, q = jax.lax.cond(t < warmup_calls, learn(by_scramble), learn(bootstrapped))
-        state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state: state, state)
+        state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
         return state, {"loss/q": state.loss, "value": q, "updates": state.copies}
 
     def evaluate(state, key):

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from rlzoo.algorithms import astar, qstar
 
 import rlzoo
@@ -120,11 +119,11 @@ def main() -> None:
 def write(rows: list[dict], gflops: float) -> None:
     scale = gflops / THEIR_GFLOPS
     lines = ["# Speed of search beside JAxtar", "", " ".join((__doc__ or "").split("\n\n")[2].split()), "",
-             f"Made by `python scripts/bench_search.py` on one core of {machine.describe()['cpu']}: {gflops:.0f} GFLOP a CPU "
-             f"second, against {THEIR_GFLOPS:.1f} there (209 on two cores), so theirs are multiplied by {scale:.2f}. Each problem "
-             f"counts with the best of {REPEATS} runs, each row with all its nodes by all its seconds. JAxtar's compilation "
-             "took 14 to 34 CPU seconds. Our Q* stores only the states it takes; JAxtar's stores all children too.", "",
-             "| puzzle | problems | search | nodes stored | thousand a CPU second | JAxtar, scaled | ratio | compiling, CPU s |",
+             f"Made by `python scripts/bench_search.py` on one core of {machine.describe()['cpu']}: {gflops:.0f} GFLOP a "
+             f"CPU second, against {THEIR_GFLOPS:.1f} there (209 on two cores), so theirs are scaled by {scale:.2f}. Each "
+             f"problem counts with the best of {REPEATS} runs, a row with all nodes by all seconds. JAxtar's compilation "
+             "took 14 to 34 CPU seconds. Our Q* stores only the states it takes; JAxtar's stores all children.", "",
+             "| puzzle | problems | search | nodes stored | thousand a CPU second | JAxtar, scaled | ratio | compiling, s |",
              "|---|---|---|---|---|---|---|---|"]
     for case in cases():
         for name in ("A*", "deferred A*", "Q*"):
@@ -135,8 +134,8 @@ def write(rows: list[dict], gflops: float) -> None:
             if name in case.theirs:
                 low, high = (x * scale for x in case.theirs[name])
                 theirs, ratio = f"{low:.0f} to {high:.0f}", f"{speed / high:.1f} to {speed / low:.1f}"
-            lines.append(f"| {case.env} | {case.problem} | {name} | {min(nodes):,} to {max(nodes):,} | {speed:.0f} | {theirs} | "
-                         f"{ratio} | {mine[0]['compile_cpu_seconds']:.1f} |")
+            lines.append(f"| {case.env} | {case.problem} | {name} | {min(nodes):,} to {max(nodes):,} | {speed:.0f} | "
+                         f"{theirs} | {ratio} | {mine[0]['compile_cpu_seconds']:.1f} |")
     (OUT / "speed.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,0 +1,309 @@
+"""The networks and the studies in results/qstar: what Q* search saves where there are many actions, and what it reaches.
+
+    python scripts/qstar.py --train              # every network of TRAINING, about two hours of one core; done ones are kept
+    python scripts/qstar.py --train cube3        # one of them
+    python scripts/qstar.py                      # the studies, with the weights in results/qstar/weights
+    python scripts/qstar.py --only actions       # one of them: actions, published, depths, sweep
+
+Training leaves its run under runs/qstar, its curve in results/qstar/training and its weights, in half precision, in
+results/qstar/weights, where `--solve` finds them. Every study writes a table of all its searches (.csv) and a README.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rlzoo.algorithms import astar, qstar
+
+import rlzoo
+from rlzoo import machine, search, solve, train
+from rlzoo.record import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "qstar"
+RUNS = ROOT / "runs" / "qstar"
+DATA = Path(os.environ.get("RLZOO_DATA", ROOT.parent / "shared" / "data")) / "qstar"
+MODULES = {"qstar": qstar, "astar": astar}
+
+NETWORK = "--first 512 --width 256 --blocks 2 --batch-size 500"
+CUBE = f"{NETWORK} --scramble 20 --block-steps 100_000 --loss-threshold 3 --eval-every 1_000_000"
+TRAINING = {  # name: algorithm, environment, flags
+    "lights-out7": ("qstar", "lights-out7", f"{NETWORK} --total-steps 8_000_000 --warmup-steps 3_000_000 --scramble 30 "
+                    "--block-steps 125_000 --loss-threshold 20 --halving-steps 2_500_000 --eval-every 500_000"),
+    "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 6_000_000 --block-steps 60_000 --loss-threshold 4 "
+               "--halving-steps 2_000_000 --eval-every 600_000"),
+    "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
+    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 "
+                  "--halving-steps 750_000"),
+    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 "
+                   "--halving-steps 750_000"),
+    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 --halving-steps 750_000"),
+}
+
+# ---- networks -------------------------------------------------------------------------------------------------
+
+
+def make_network(name: str) -> None:
+    algorithm, env, flags = TRAINING[name]
+    run = RUNS / name
+    if not (run / "summary.json").exists():
+        resume = ["--resume"] if (run / "config.json").exists() else []
+        subprocess.run([sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--env", env, *flags.split(),
+                        "--out", str(run), *resume], check=True)
+    ship(name, run)
+
+
+def ship(name: str, run: Path) -> None:
+    algorithm, env, _ = TRAINING[name]
+    config = Record.read(run).config(MODULES[algorithm].Config)
+    solve.save(solve.weights_file(algorithm, env), config, train.trained(run).policy)
+    kept = OUT / "training" / name
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "metrics.csv", "summary.json"):
+        shutil.copy(run / file, kept / file)
+
+
+def network(algorithm: str, env: str) -> solve.Trained:
+    module = MODULES[algorithm]
+    path = solve.weights_file(algorithm, env)
+    if not path.exists():
+        sys.exit(f"{path.relative_to(ROOT)} is missing: run python scripts/qstar.py --train first")
+    return solve.load(path, module.make, module.Config, rlzoo.make(env))
+
+
+# ---- searching ------------------------------------------------------------------------------------------------
+
+FIELDS = ("search", "env", "actions", "weight", "batch", "problem", "depth", "status", "cost", "best", "generated",
+          "network_calls", "nodes", "pushed", "mebibytes", "cpu_seconds")
+
+
+class Searcher:
+    """One compiled search and the network that guides it."""
+
+    def __init__(self, name: str, env: str, batch: int, max_nodes: int, max_entries: int | None = None):
+        self.name, self.env, self.batch = name, env, batch
+        self.puzzle = rlzoo.make(env).inner
+        if name == "Q*":
+            self.trained = network("qstar", env)
+            self.solver = qstar.solver(self.trained.config, self.puzzle, batch, max_nodes=max_nodes,
+                                       max_entries=max_entries or max_nodes * min(self.puzzle.num_actions, 33))
+        else:  # costs are quarter turns whatever the actions: one value network serves all
+            self.trained = network("astar", env.partition("?")[0])
+            self.solver = astar.solver(self.trained.config, self.puzzle, batch, deferred=name == "deferred A*",
+                                       max_nodes=max_nodes, max_entries=max_entries or max_nodes)
+        self.solver.compile(self.trained.policy)
+
+    def __call__(self, problem: int, state: np.ndarray, weight: float, depth: int | str = "", best: float | str = "",
+                 max_generated: int = 2**62) -> dict:
+        began = time.process_time()
+        found = self.solver(self.trained.policy, state, weight, max_generated)
+        seconds = time.process_time() - began
+        position = jnp.asarray(state)
+        for action in found.actions:
+            position = self.puzzle.apply(position, jnp.int32(action))
+        if np.isfinite(found.cost):
+            assert bool(self.puzzle.is_goal(position)), "the moves do not lead to the goal"
+            assert sum(self.puzzle.costs[action] for action in found.actions) == found.cost
+        words = -(-self.puzzle.size // (32 // max(1, (self.puzzle.values - 1).bit_length())))
+        used = found.nodes * (4 * words + 11) + found.pushed * search.ENTRY_BYTES
+        row = {"search": self.name, "env": self.env, "actions": self.puzzle.num_actions, "weight": weight,
+               "batch": self.batch, "problem": problem, "depth": depth, "status": found.status, "cost": found.cost,
+               "best": best, "generated": found.generated, "network_calls": found.network_calls, "nodes": found.nodes,
+               "pushed": found.pushed, "mebibytes": round(used / 2**20, 3), "cpu_seconds": round(seconds, 4)}
+        print(row, flush=True)
+        return row
+
+
+def scrambles(env: str, depth: int, count: int, seed: int = 0) -> np.ndarray:
+    puzzle = rlzoo.make(env).inner
+    return np.asarray(puzzle.scramble(jax.random.key(seed), jnp.full(count, depth), depth))
+
+
+def save(folder: Path, rows: Iterable[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "searches.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write(folder: Path, title: str, text: list[str], header: list[str], body: list[list[str]], *after: str) -> None:
+    hardware = machine.describe()
+    lines = [f"# {title}", "", *text, "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|",
+             *("| " + " | ".join(row) + " |" for row in body), "", *after,
+             f"CPU seconds are of one core of {hardware['cpu']}, without compilation. Every path was replayed to the goal."]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def pick(rows: list[dict], **fields) -> list[dict]:
+    return [row for row in rows if all(row[key] == value for key, value in fields.items())]
+
+
+def mean(rows: list[dict], field: str) -> float:
+    return float(np.mean([row[field] for row in rows])) if rows else float("nan")
+
+
+def interval(values: list[float]) -> str:
+    """Mean and its 95% percentile-bootstrap interval over problems."""
+    picks = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    return f"{np.mean(values):.3g} ({np.percentile(picks, 2.5):.3g} to {np.percentile(picks, 97.5):.3g})"
+
+
+def solved(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if np.isfinite(row["cost"])]
+
+
+# ---- studies --------------------------------------------------------------------------------------------------
+
+SPACES = ("cube3", "cube3?actions=156", "cube3?actions=1884")
+
+
+def actions(folder: Path) -> None:
+    """The paper's claim: Q* hardly pays for more actions, A* does."""
+    depth, weight, batch, count, few = 12, 0.6, 100, 20, 5
+    states, rows = scrambles("cube3", depth, count), []
+    for env in SPACES:
+        for name in ("Q*", "A*", "deferred A*"):
+            searcher = Searcher(name, env, batch, 3_000_000 if name != "Q*" else 1_000_000)
+            asked = states if name == "Q*" or env != SPACES[-1] else states[:few]
+            rows += [searcher(i, state, weight, depth) for i, state in enumerate(asked)]
+            save(folder, rows)
+    body, ratios = [], []
+    for env in SPACES:
+        size = rlzoo.make(env).inner.num_actions
+        for name in ("Q*", "A*", "deferred A*"):
+            mine = pick(rows, env=env, search=name)
+            done = solved(mine)
+            body.append([str(size), name, f"{len(done)} of {len(mine)}", *(f"{mean(done, field):,.4g}" for field in (
+                "cost", "generated", "network_calls", "nodes", "mebibytes", "cpu_seconds"))])
+    q = {size: pick(rows, actions=size, search="Q*") for size in (12, 156, 1884)}
+    paired = lambda field, a, b: [x[field] / y[field] for x, y in zip(a, b, strict=False)
+                                  if np.isfinite(x["cost"]) and np.isfinite(y["cost"]) and y[field]]
+    for size in (12, 156, 1884):
+        a = pick(rows, actions=size, search="A*")
+        ratios.append([f"A* / Q*, {size} actions", *(interval(paired(field, a, q[size])) for field in (
+            "generated", "cpu_seconds", "cost"))])
+    for size in (156, 1884):
+        ratios.append([f"Q*, {size} / 12 actions", *(interval(paired(field, q[size], q[12])) for field in (
+            "generated", "cpu_seconds", "cost"))])
+    table = ["| ratio | nodes generated | CPU seconds | cost |", "|---|---|---|---|",
+             *("| " + " | ".join(row) + " |" for row in ratios), "",
+             "Means over problems of each one's own ratio, with the 95% bootstrap interval over problems. The paper's "
+             "four: Q* with 1884 actions takes less than 4 times the time and 3 times the nodes of 12; against A* it is "
+             "up to 129 times faster and generates up to 1288 times fewer nodes.", ""]
+    write(folder, "Q* and A* with 12, 156 and 1884 actions", [
+        f"The cube, {count} scrambles of {depth} quarter turns ({few} for A* with 1884 actions), weight {weight}, batch "
+        f"{batch}. An action of k turns costs k, so the best cost is the same for every set of actions. Networks are of one "
+        f"size ({NETWORK}); the A* searches share one value network. Made by `python scripts/qstar.py --only actions`; all "
+        "searches in searches.csv. Mebibytes: what nodes and entries take that were stored."],
+        ["actions", "search", "solved", "cost", "generated", "network calls", "nodes", "MiB", "CPU s"], body, *table)
+
+
+def published(folder: Path) -> None:
+    """DeepCubeA's test states, as far as these networks reach."""
+    plan = (("tile15", "puzzle15_test.npz", "Q*", 0.8, 1_000, 250, 2_000_000),
+            ("lights-out7", "lightsout7_test.npz", "Q*", 0.2, 1_000, 250, 300_000),
+            ("cube3", "cube3_test.npz", "Q*", 0.6, 1_000, 10, 1_000_000))
+    rows, body = [], []
+    for env, file, name, weight, batch, count, nodes in plan:
+        if not solve.weights_file("qstar", env).exists():
+            continue
+        searcher = Searcher(name, env, batch, nodes)
+        with np.load(DATA / file) as arrays:
+            states, best = searcher.puzzle.read(dict(arrays)), arrays["opt_len"]
+        rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(min(count, len(states)))]
+        save(folder, rows)
+        mine = pick(rows, env=env)
+        done = solved(mine)
+        body.append([env, name, f"{weight:g}", f"{batch:,}", f"{nodes:,}", f"{len(done)} of {len(mine)}",
+                     f"{sum(r['cost'] == r['best'] for r in done)}",
+                     f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})",
+                     f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
+    write(folder, "DeepCubeA's test states", [
+        "The published states (first half of each set) with the networks in results/qstar/weights, which were trained on "
+        "one CPU core for minutes. DeepCubeA's, trained for a million updates of up to 10,000 states on GPUs, solve all: "
+        "65.0% of the cube's at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only "
+        "published`."],
+        ["puzzle", "search", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)",
+         "generated", "CPU s"], body)
+
+
+def depths(folder: Path) -> None:
+    """How far from the goal the cube's network reaches."""
+    count, weight, batch, limit = 20, 0.6, 1_000, 1_000_000
+    searcher, rows, body = Searcher("Q*", "cube3", batch, limit), [], []
+    for depth in range(1, 31):
+        mine = [searcher(i, state, weight, depth, max_generated=limit)
+                for i, state in enumerate(scrambles("cube3", depth, count, seed=depth))]
+        rows += mine
+        save(folder, rows)
+        done = solved(mine)
+        body.append([str(depth), f"{len(done) / count:.0%}", f"{mean(done, 'cost'):.2f}", f"{mean(done, 'generated'):,.4g}",
+                     f"{mean(mine, 'cpu_seconds'):.2f}"])
+    write(folder, "The cube by scramble depth", [
+        f"{count} scrambles of each depth, Q* with weight {weight}, batch {batch:,} and at most {limit:,} nodes generated. "
+        "Made by `python scripts/qstar.py --only depths`."],
+        ["quarter turns", "solved", "cost", "generated", "CPU s"], body)
+
+
+def sweep(folder: Path) -> None:
+    """Cost against nodes: what weight and batch trade."""
+    from matplotlib.figure import Figure
+
+    from rlzoo import report
+
+    depth, count, rows, body = 12, 10, [], []
+    states = scrambles("cube3", depth, count, seed=1)
+    for name in ("Q*", "A*", "deferred A*"):
+        for batch in (100, 1_000, 10_000):
+            searcher = Searcher(name, "cube3", batch, 1_000_000)
+            for weight in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+                rows += [searcher(i, state, weight, depth, max_generated=2_000_000) for i, state in enumerate(states)]
+            save(folder, rows)
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for (name, colour), (batch, style) in [(a, b) for a in zip(("Q*", "A*", "deferred A*"), report.COLOURS, strict=False)
+                                           for b in zip((100, 1_000, 10_000), ("-", "--", ":"), strict=True)]:
+        points = [solved(pick(rows, search=name, batch=batch, weight=w)) for w in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+        for panel, field in zip(panels, ("generated", "cpu_seconds"), strict=True):
+            panel.plot([mean(p, field) for p in points], [mean(p, "cost") for p in points], style, marker=".", color=colour,
+                       label=f"{name}, batch {batch:,}")
+        for weight, p in zip((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), points, strict=True):
+            body.append([name, f"{batch:,}", f"{weight:g}", f"{len(p)} of {count}", f"{mean(p, 'cost'):.2f}",
+                         f"{mean(p, 'generated'):,.4g}", f"{mean(p, 'cpu_seconds'):.2f}"])
+    panels[0].set(xlabel="nodes generated", ylabel="cost of the path", xscale="log")
+    panels[1].set(xlabel="CPU seconds", xscale="log")
+    panels[1].legend(fontsize=7)
+    figure.savefig(folder / "curves.png", dpi=160)
+    write(folder, "Cost of the path against nodes and time", [
+        f"The cube, {count} scrambles of {depth} quarter turns, weights 0 to 1 (along each line), at most 2,000,000 nodes "
+        "generated; means over the problems solved. Made by `python scripts/qstar.py --only sweep`.", "",
+        "![cost against nodes](curves.png)"],
+        ["search", "batch", "weight", "solved", "cost", "generated", "CPU s"], body)
+
+
+STUDIES = {"actions": actions, "published": published, "depths": depths, "sweep": sweep}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", nargs="*", choices=list(TRAINING))
+    parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
+    arguments = parser.parse_args()
+    if arguments.train is not None:
+        for name in arguments.train or TRAINING:
+            make_network(name)
+    else:
+        for study in arguments.only:
+            if not (OUT / study / "README.md").exists():
+                STUDIES[study](OUT / study)
