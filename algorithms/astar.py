@@ -282,7 +282,7 @@ def growth(puzzle):
 
 def enter(now, priority, node, fresh, weight):
     """Push nodes that may still be worth taking."""
-    entries = search.Entries(priority, node, jnp.zeros_like(node), fresh & (priority < weight * now.upper))
+    entries = search.Entries(priority, node, jnp.zeros_like(node), fresh & (priority < search.enough(now, weight)))
     return now._replace(open=search.push(now.open, entries))
 
 

@@ -276,7 +276,7 @@ def parts(puzzle, q, weight, block, child_cost):
         action = jnp.broadcast_to(jnp.arange(count), priority.shape)
         if block < count:
             priority, action = best(priority, entries.action)
-        valid = grows[:, None] & (priority < weight * now.upper)
+        valid = grows[:, None] & (priority < search.enough(now, weight))
         rows = search.Entries(priority, jnp.broadcast_to(node[:, None], priority.shape), action, valid)
         return now._replace(open=search.push(now.open, jax.tree.map(jnp.ravel, rows)))
 

@@ -303,6 +303,12 @@ def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) 
     return search._replace(goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper))
 
 
+def enough(search: Search, weight: jax.Array) -> jax.Array:
+    """The priority from which on no entry leads to a goal cheaper than the one found, or not by more than `weight` allows;
+    inf while none is found."""
+    return jnp.where(search.goal >= 0, weight * search.upper, jnp.inf)
+
+
 def evaluate(heuristic: Callable, states: jax.Array, wanted: jax.Array, rows: int) -> Any:
     """`heuristic(states)` where wanted, in as few calls of `rows` states each as it takes; rubbish elsewhere.
 
@@ -403,7 +409,7 @@ class Solver:
 
     def limit(self, search: Search, weight: jax.Array) -> jax.Array:
         """Entries from this priority on are not worth taking."""
-        return jnp.where(jnp.isfinite(search.upper), -jnp.inf if self.naive else weight * search.upper, jnp.inf)
+        return jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else enough(search, weight)
 
     def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: Count) -> Search:
         """The search itself, a pure function of arrays."""
