@@ -410,6 +410,7 @@ def test_probes(id, suffix):
     ("CartPole-v1?stack=two", "stack='two' must be a whole number"),
     ("CartPole-v1?clip=-1", "clip=-1 must be a positive number"),
     ("CartPole-v1?clip=yes", "clip='yes' must be a positive number"),
+    ("cube3?actions=13", r"^cube3\?actions=13: actions=13: must be 12, 156 or 1884$"),
 ])
 def test_refusals_name_what_would_work(id, message):
     with pytest.raises(Refused, match=message):
