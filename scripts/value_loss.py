@@ -259,6 +259,8 @@ def one_game(game: str) -> Callable:
             rate = tuned(folder / f"tune-{loss}", "pqn", flags, processes, rates)
             runs[loss,] = arm(folder / loss, "pqn", [*flags, *final(rate)], processes)
         found = {loss: scores(run) for (loss,), run in runs.items()}
+        at_end = lambda run: np.isclose(run.config["config"]["learning_rate"], float(rates[-1]))
+        highest = ", ".join(loss for (loss,), run in runs.items() if at_end(run)) or "none"
         verdicts = [verdict(f"HL-Gauss beats {other}", more, found["hl_gauss"], found[other])
                     for other in ("mse", "two_hot", "c51")]
         verdicts += [verdict(f"{a} beats {b}", more, found[a], found[b]) for a, b in (("c51", "mse"), ("mse", "two_hot"))]
@@ -270,7 +272,8 @@ def one_game(game: str) -> Callable:
         write_readme(
             folder, f"E1: {game}", "Claim (figure 4, left; figures 11 and 12): HL-Gauss > C51 > mse > two-hot, and the "
             "softmax without cross-entropy gains nothing.",
-            f"{PQN}{how_tuned(rates)}. {REDUCED}Made by `python scripts/value_loss.py --only {folder.name}`.",
+            f"{PQN}{how_tuned(rates)}; the highest was the best for {highest}. {REDUCED}"
+            f"Made by `python scripts/value_loss.py --only {folder.name}`.",
             tabulate(runs, ["loss"]), verdicts)
 
     return study
