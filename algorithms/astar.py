@@ -197,7 +197,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         return {"eval/solved": puzzle.is_goal(end).mean(), "eval/value": value.mean()}
 
     def act(policy, obs, key):
-        return greedy(policy.variables, puzzle.states_of(obs)[None])[0]
+        states = puzzle.states_of(obs).reshape(-1, puzzle.size)
+        return greedy(policy.variables, states).reshape(obs.shape[:-1])
 
     return rlzoo.Algorithm(
         init, step, policy=lambda state: Policy(state.variables), act=act, steps_per_call=count, updates_per_call=1,

@@ -166,12 +166,13 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         before = puzzle.scramble(key, depth, longest)
         undo = jax.random.randint(last_key, (count,), 0, puzzle.num_actions)
         states = puzzle.apply(before, jnp.asarray(puzzle.inverse)[undo])
-        back = costs[undo] + depth  # what undoing costs, and then the way the scramble came
         other = jax.random.randint(act_key, (count,), 0, puzzle.num_actions)
         goes_back = jax.random.bernoulli(which_key, 0.5, (count,)) | (other == undo)
         action = jnp.where(goes_back, undo, other)
         goal = puzzle.is_goal(puzzle.apply(states, action))
-        return states, lambda q: (action, costs[action] + jnp.where(goal, 0.0, jnp.where(goes_back, depth, back)))
+        undoes = goes_back & (states != before).any(-1)  # a move that was not possible is not undone
+        back = costs[jnp.asarray(puzzle.inverse)[action]] + costs[undo] + depth  # back here, then as the scramble came
+        return states, lambda q: (action, costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back)))
 
     def update(state, t, key, sample):
         states, regress = sample(state, key)

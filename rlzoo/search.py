@@ -512,9 +512,7 @@ def puzzle_of(env: Any) -> Any:
     from rlzoo.envs.puzzle import Puzzle
 
     if not isinstance(env.inner, Puzzle):
-        from rlzoo import envs
-
-        raise Refused(f"{env.id} is not a puzzle; this algorithm takes one, for example {', '.join(envs.PUZZLES)}")
+        raise Refused(f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 or cube3")
     return env.inner
 
 

@@ -29,9 +29,12 @@ TINY = {
                         v_max=2.0),
     "sac": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
     "td3": dict(env="probe-action-continuous", total_steps=12, num_envs=2, batch_size=4, learning_starts=6, hidden=(4,)),
+    **{name: dict(env="lights-out2", total_steps=12, batch_size=4, block_steps=8, warmup_steps=4, scramble=3, first=4,
+                  width=4, blocks=1, eval_moves=2) for name in ("qstar", "astar")},
 }
 CALLS = {"dqn": 6, "hl_gauss": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
 OFFLINE = ("offline_dqn",)  # these learn from a data set, here of random actions
+SEARCH = ("qstar", "astar")  # these take a puzzle, and search
 
 
 # ---- the file, read -------------------------------------------------------------------------------------------
@@ -43,18 +46,18 @@ def test_file(name):
     text, tree = path.read_text(), ast.parse(path.read_text())
     assert len(text.splitlines()) <= 400
     doc = ast.get_docstring(tree)
-    assert re.match(r"[A-Z][\w+ /().-]*: \S", doc.splitlines()[0]), "the docstring starts with 'NAME: what it is'"
+    assert re.match(r"[A-Z][\w+* /().-]*: \S", doc.splitlines()[0]), "the docstring starts with 'NAME: what it is'"
     assert f"python algorithms/{name}.py" in doc and "Metrics:" in doc
 
     source = cli.read(path)
     assert all(field.doc for field in source.fields), "every field has a docstring"
 
     dividers = re.findall(r"^# -{2,} (.+?) -+$", text, re.M)
-    assert dividers == ["networks", "state", "losses", "algorithm"], dividers
-    at = [text.index("class Config"), *(text.index(f"# ---- {d} ") for d in dividers), text.index("\ndef make("),
-          text.index('\nif __name__ == "__main__":')]
+    assert dividers == ["networks", "state", "losses", "algorithm", *["search"] * (name in SEARCH)], dividers
+    at = [text.index("class Config"), *(text.index(f"# ---- {d} ") for d in dividers[:4]), text.index("\ndef make("),
+          *(text.index(f"# ---- {d} ") for d in dividers[4:]), text.index('\nif __name__ == "__main__":')]
     assert at == sorted(at)
-    assert ast.unparse(tree.body[-1].body[0]) == "rlzoo.main(make, Config)"
+    assert ast.unparse(tree.body[-1].body[0]) == f"rlzoo.main(make, Config{', solver' * (name in SEARCH)})"
 
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
@@ -145,7 +148,8 @@ def test_steps_of_members(name, seen):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((last, metrics)) if x.dtype.kind == "f")
     assert differ(policy, 0, 1), "another seed, other parameters"
     assert not differ(policy, 0, 2), "the same seed, the same parameters"
-    assert differ(last.params, 0, 2), "another learning rate, other parameters: nothing is baked in"
+    learnt = last.variables if name in SEARCH else last.params
+    assert differ(learnt, 0, 2), "another learning rate, other parameters: nothing is baked in"
     # one action for each observation, as the environment takes them
     shape = () if env.discrete else env.action_space.shape
     assert actions.shape == (3, 64, *shape)
@@ -153,7 +157,8 @@ def test_steps_of_members(name, seen):
     if env.discrete:
         assert actions.min() >= 0 and actions.max() < env.num_actions
     if data is None:
-        assert any(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(last.env)), "other seeds act otherwise"
+        drawn = last.key if name in SEARCH else last.env
+        assert any(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(drawn)), "other seeds act otherwise"
 
 
 @pytest.mark.parametrize("name", cli.names())
@@ -185,7 +190,8 @@ def test_every_float_of_config_may_be_traced(name):
     used = {id(var) for eqn in jaxpr.eqns for var in eqn.invars}
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(leaves)[0]]
     read = {path[1:] for path, var in zip(paths, jaxpr.invars, strict=False) if id(var) in used}
-    assert {"learning_rate", "discount"} <= read  # others may belong to an option that is off
+    always = {"learning_rate", "loss_threshold" if name in SEARCH else "discount"}
+    assert always <= read  # others may belong to an option that is off
     source = cli.find(name).read_text()
     assert all(f"config.{path[1:]}" in source for path in paths), "a field that nothing reads"
 
@@ -199,5 +205,8 @@ def test_train(name, tmp_path):
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["status"] == run.summary["status"] == "done"
     assert [member["seed"] for member in summary["members"]] == [0, 1]
-    assert all(np.isfinite(member["eval/return"]) and not member["diverged"] for member in summary["members"])
+    assert summary["metric"] == ("eval/solved" if name in SEARCH else "eval/return")
+    assert all(np.isfinite(member[summary["metric"]]) and not member["diverged"] for member in summary["members"])
+    (setting,) = summary[summary["metric"]]
+    assert setting["seeds"] == 2 and setting["diverged"] == 0 and setting["iqm"] is not None
     assert summary["steps"] >= config.total_steps

@@ -1,0 +1,194 @@
+"""Q*: its targets, when the network is copied to the target, its warm-up, and what it learns of a small puzzle.
+Its search is tested in test_search.py."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rlzoo.algorithms import qstar
+from rlzoo.envs import Tiles
+from rlzoo.envs.puzzle import permutation_rank
+from together import quick_jit
+
+import rlzoo
+
+BATCH, WARMUP, BLOCK = 64, 8, 20
+"""states in a call, calls of warm-up, calls between two chances to copy"""
+CONFIG = qstar.Config(env="lights-out2", batch_size=BATCH, warmup_steps=WARMUP * BATCH, block_steps=BLOCK * BATCH,
+                      scramble=6, first=24, width=24, blocks=1, eval_moves=4, learning_rate=0.01, loss_threshold=0.1)
+ENV = rlzoo.make(CONFIG.env)
+ALL = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.uint8)
+"""every state"""
+
+
+# ---- targets --------------------------------------------------------------------------------------------------
+
+
+def test_target_is_the_numpy_reference():
+    rng = np.random.default_rng(0)
+    cost, goal = rng.integers(1, 4, 50).astype(np.float32), rng.random(50) < 0.3
+    q = rng.normal(1, 2, (50, 6)).astype(np.float32)
+    expected = [c + (0 if end else max(0, min(row))) for c, row, end in zip(cost, q, goal, strict=True)]
+    np.testing.assert_allclose(qstar.q_target(cost, q, goal), expected, rtol=1e-6)
+    assert (q[~goal].min(1) < 0).any() and (q[goal].min(1) > 0).any()  # clipping and the goal both matter
+
+
+def test_actions_are_drawn_by_their_q():
+    q = jnp.array([1.0, 1.2, 0.8, 3.0])
+    drawn = qstar.choose(jax.random.key(0), jnp.tile(q, (20_000, 1)), 0.5)
+    expected = np.exp(-q / 0.5) / np.exp(-q / 0.5).sum()
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected, atol=0.02)
+
+
+# ---- calls ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train() -> Any:
+    """Two members: (config, states, first call, last call) -> their states, metrics of the last call, evaluation."""
+
+    def make(config: Any) -> Any:
+        return qstar.make(config, ENV)
+
+    def run(config: Any, states: Any, start: Any, stop: Any) -> tuple:
+        step = lambda t, states: jax.vmap(lambda s: make(config).step(s, t)[0])(states)
+        states = jax.lax.fori_loop(start, stop - 1, step, states)
+        states, metrics = jax.vmap(lambda s: make(config).step(s, stop - 1))(states)
+        return states, metrics, jax.vmap(make(config).evaluate)(states, jax.random.split(jax.random.key(7), 2))
+
+    compiled = quick_jit(run)
+    return lambda states, start, stop, **changed: compiled(
+        dataclasses.replace(CONFIG, **{name: float(value) for name, value in changed.items()}), states, start, stop)
+
+
+@pytest.fixture(scope="module")
+def begin() -> Any:
+    return quick_jit(jax.vmap(lambda seed: qstar.make(CONFIG, ENV).init(jax.random.key(seed))))(jnp.arange(2))
+
+
+def saying(variables: Any, q: Any) -> Any:
+    """Networks whose q is the same in all states."""
+    params = variables["params"]
+    head = {"kernel": jnp.zeros_like(params["Dense_4"]["kernel"]),
+            "bias": jnp.broadcast_to(jnp.asarray(q, jnp.float32), params["Dense_4"]["bias"].shape)}
+    return variables | {"params": params | {"Dense_4": head}}
+
+
+def test_what_is_regressed_on(train, begin):
+    """A network that says 1 everywhere, before and after the first copy."""
+    says = lambda target, copies: begin.replace(
+        variables=saying(begin.variables, 1), target=saying(begin.target, target), copies=jnp.full(2, copies, jnp.int32))
+    loss = lambda state: np.asarray(train(state, WARMUP, WARMUP + 1)[1]["loss/q"])
+    assert (loss(says(5, copies=0)) == 0).all()  # the target is not used before it was copied
+    assert (loss(says(-3, copies=1)) == 0).all()  # nor below 0
+    share = loss(says(5, copies=1)) / 25  # (1 - (1 + 5))^2, but nothing where the action leads to the goal
+    assert ((share > 0.5) & (share < 1)).all()
+
+
+def test_one_action_of_each_state_learns(train, begin):
+    state = begin.replace(variables=saying(begin.variables, [9, 9, 1.5, 9]))
+    after, _, _ = train(state, WARMUP, WARMUP + 1, temperature=0.01)
+    change = np.asarray(after.variables["params"]["Dense_4"]["bias"] - state.variables["params"]["Dense_4"]["bias"])
+    np.testing.assert_allclose(change, [[0, 0, -0.01, 0]] * 2, atol=1e-5)
+
+
+def test_the_network_is_copied_after_a_block_if_the_loss_is_small(train, begin):
+    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    for threshold, copies in ((0, 0), (1e9, 1)):
+        before, _, _ = train(begin, WARMUP, BLOCK - 1, loss_threshold=threshold)
+        assert (before.copies == 0).all() and same(before.target, begin.target)
+        after, metrics, _ = train(before, BLOCK - 1, BLOCK, loss_threshold=threshold)
+        assert (after.copies == copies).all() and (metrics["updates"] == copies).all()
+        assert same(after.target, after.variables if copies else begin.target)
+        assert (train(after, BLOCK, 3 * BLOCK, loss_threshold=threshold)[0].copies == 3 * copies).all()
+
+
+def test_the_step_size_halves(train, begin):
+    bias = lambda state: np.asarray(state.variables["params"]["Dense_4"]["bias"])
+    moved, half = (bias(train(begin, WARMUP, WARMUP + 1, halving_steps=steps)[0]) - bias(begin)
+                   for steps in (1e12, BATCH * WARMUP))
+    np.testing.assert_allclose(half, moved / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_it_learns_the_exact_values_and_solves(train, begin):
+    state, _, found = train(begin, 0, WARMUP)
+    first = np.asarray(found["eval/solved"])
+    state, _, _ = train(state, WARMUP, 600, temperature=3)
+    state, metrics, found = train(state, 600, 1200, temperature=3, learning_rate=0.001)
+    puzzle = ENV.inner
+    exact = 1 + np.asarray(puzzle.distance(puzzle.apply_all(ALL)))
+    net = qstar.network(CONFIG, puzzle)
+    q = np.stack([net.apply(jax.tree.map(lambda x, i=i: x[i], state.variables), puzzle.inputs(ALL)) for i in range(2)])
+    assert (first < 1).any() and (found["eval/solved"] == 1).all() and (metrics["updates"] > 4).all()
+    assert np.abs(q - exact)[:, 1:].max() < 0.5 and np.abs(q - exact)[:, 1:].mean() < 0.15
+    assert (q[0] != q[1]).any()
+    act = qstar.make(CONFIG, ENV).act
+    chosen = np.asarray(act(qstar.Policy(jax.tree.map(lambda x: x[0], state.variables)), puzzle.inputs(ALL), None))
+    assert (exact[np.arange(16), chosen] == exact.min(1))[1:].all()
+
+
+# ---- warm-up --------------------------------------------------------------------------------------------------
+
+TILE8 = Tiles(3)
+
+
+class Table(nn.Module):
+    """q-values of all states of the 8-puzzle: Adam's first step moves each that was regressed on towards its targets."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.param("q", nn.initializers.zeros, (362_880, 4))[permutation_rank(TILE8.states_of(x))]
+
+
+@pytest.fixture(scope="module")
+def warmed_up() -> tuple:
+    """Ranks of states, their exact q, and how far a call of warm-up moves each q: from the exact ones, and from 0."""
+    config = qstar.Config(env="tile8", batch_size=2048, warmup_steps=2048, scramble=12, learning_rate=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qstar, "network", lambda config, puzzle: Table())
+        alg = qstar.make(config, rlzoo.make("tile8"))
+
+        def run(states, start):
+            q = 1.0 + TILE8.distance(TILE8.apply_all(states))
+            rank = permutation_rank(states)
+            tables = [jnp.zeros((362_880, 4)).at[rank].set(values) for values in (q, 0 * q)]
+            begin = [start.replace(variables={"params": {"q": table}}, target={"params": {"q": table}}) for table in tables]
+            ends = [alg.step(state, jnp.int32(0))[0] for state in begin]
+            return q, *[end.variables["params"]["q"][rank] - table[rank] for end, table in zip(ends, tables, strict=True)]
+
+        states = np.unique(np.asarray(TILE8.walk(jax.random.key(1), 20_000, 13)).reshape(-1, 9), axis=0)
+        start = jax.eval_shape(alg.init, jax.random.key(0))
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.replace(key=None)).replace(key=jax.random.key(3))
+        return tuple(map(np.asarray, (TILE8.distance(states), *quick_jit(run)(states, start))))
+
+
+def test_warm_up_is_an_upper_bound(warmed_up):
+    _, _, from_exact, from_zero = warmed_up
+    seen = from_zero != 0
+    assert (from_zero >= 0).all() and seen.sum() > 150
+    assert (from_exact >= -1e-3).all()  # no target is below the exact value
+    assert (np.abs(from_exact[seen]) < 1e-3).any()  # and some are equal to it
+
+
+def test_warm_up_is_exact_next_to_the_goal(warmed_up):
+    distance, exact, from_exact, from_zero = warmed_up
+    last_move = (distance[:, None] == 1) & (exact == 1)
+    assert last_move.sum() == 2 and (from_zero[last_move] > 0).all() and (np.abs(from_exact[last_move]) < 1e-3).all()
+    assert (from_zero.astype(bool).sum(1) <= 4).all()
+
+
+# ---- refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env, changed, message", [
+    ("CartPole-v1", {}, "CartPole-v1 is not a puzzle; .* for example .*tile8"),
+    ("sokoban", dict(warmup_steps=10), "warmup_steps is 10, but moves of sokoban cannot be undone"),
+    ("tile8", dict(batch_size=1), "batch_size is 1; .* at least 2"),
+])
+def test_refusals(env, changed, message):
+    with pytest.raises(rlzoo.Refused, match=message):
+        qstar.make(qstar.Config(env=env, **changed), rlzoo.make(env))
