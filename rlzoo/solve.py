@@ -76,9 +76,9 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
     options, own = _parse(solver, argv, path.name)
     if not 0 <= options.weight <= 1:
         raise Refused(f"--weight is {options.weight}; it must be between 0 and 1")
-    if options.batch < 1 or options.node_limit < 1 or options.max_generated < 1:
-        raise Refused(f"--batch {options.batch}, --node-limit {options.node_limit} and --max-generated "
-                      f"{options.max_generated} must be at least 1")
+    for name in ("batch", "node_limit", "max_generated", "count"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise Refused(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     env = environments.make(options.env)
     puzzle = search.puzzle_of(env)
     states, known = _states(options, puzzle)
@@ -86,7 +86,7 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
     if (out / "solutions.csv").exists():
         raise Refused(f"{out} holds solutions.csv already; choose another --out")
     _keep_compiled()
-    found = _from_run(options.run, Config) if options.run else _shipped(path.stem, options.env, make, Config, env)
+    found = _from_run(options.run, make, Config, env) if options.run else _shipped(path.stem, options.env, make, Config, env)
     solve = build(solver, found.config, puzzle, options, own).compile(found.policy)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def load(path: Path, make: Callable, Config: type, env: Any) -> Trained:
     with np.load(path) as file:
         recorded = json.loads(str(file["config"]))
         config = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()})
-        spec = jax.eval_shape(lambda: (alg := make(config, env)).policy(alg.init(jax.random.key(0))))
+        spec = _spec(make, config, env)
         leaves = [jnp.asarray(file[name], leaf.dtype) for name, leaf in named(spec).items()]
     return Trained(config, jax.tree.unflatten(jax.tree.structure(spec), leaves), str(path))
 
@@ -191,8 +191,19 @@ def _shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any
     return load(path, make, Config, env)
 
 
-def _from_run(run: str, Config: type) -> Trained:
-    return Trained(Record.read(run).config(Config), trained(run).policy, run)
+def _from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
+    record = Record.read(run)
+    config, policy = record.config(Config), trained(run).policy
+    shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
+    if shapes(policy) != shapes(_spec(make, config, env)):
+        raise Refused(f"{run} holds a network of {record.description['algorithm']} for {config.env}, which is none for "
+                      f"{env.id}; choose that algorithm and --env, or another --run")
+    return Trained(config, policy, run)
+
+
+def _spec(make: Callable, config: Any, env: Any) -> Any:
+    """The shapes of a policy."""
+    return jax.eval_shape(lambda: (alg := make(config, env)).policy(alg.init(jax.random.key(0))))
 
 
 # ---- solving --------------------------------------------------------------------------------------------------
