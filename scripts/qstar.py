@@ -36,34 +36,36 @@ MODULES = {"qstar": qstar, "astar": astar}
 
 NETWORK = "--first 512 --width 256 --blocks 2 --batch-size 500"
 CUBE = f"{NETWORK} --scramble 20 --block-steps 100_000 --loss-threshold 3 --eval-every 1_000_000"
-TRAINING = {  # name: algorithm, environment, flags
-    "lights-out7": ("qstar", "lights-out7", f"{NETWORK} --total-steps 8_000_000 --warmup-steps 3_000_000 --scramble 30 "
-                    "--block-steps 125_000 --loss-threshold 20 --halving-steps 2_500_000 --eval-every 500_000"),
-    "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 6_000_000 --block-steps 60_000 --loss-threshold 4 "
-               "--halving-steps 2_000_000 --eval-every 600_000"),
+LIGHTS = f"{NETWORK} --scramble 30 --warmup-steps 3_000_000 --block-steps 125_000 --loss-threshold 20 --eval-every 500_000"
+TRAINING = {  # name: algorithm, environment, flags of each phase
+    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 8_000_000 --halving-steps 2_500_000",
+                    f"{LIGHTS} --total-steps 16_000_000 --halving-steps 5_000_000"),
+    "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
+               "--halving-steps 1_500_000 --eval-every 500_000"),
     "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
-    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 "
-                  "--halving-steps 750_000"),
-    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 "
-                   "--halving-steps 750_000"),
-    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 2_500_000 --warmup-steps 1_750_000 --halving-steps 750_000"),
+    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 "
+                  "--halving-steps 500_000"),
+    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 "
+                   "--halving-steps 500_000"),
+    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 --halving-steps 500_000"),
 }
 
 # ---- networks -------------------------------------------------------------------------------------------------
 
 
 def make_network(name: str) -> None:
-    algorithm, env, flags = TRAINING[name]
+    """Train in phases, each of which goes on where the one before ended; what is done already is not done again."""
+    algorithm, env, *phases = TRAINING[name]
     run = RUNS / name
-    if not (run / "summary.json").exists():
-        resume = ["--resume"] if (run / "config.json").exists() else []
+    for flags in phases:
+        resume = ["--resume", "--force"] if (run / "config.json").exists() else []
         subprocess.run([sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--env", env, *flags.split(),
                         "--out", str(run), *resume], check=True)
     ship(name, run)
 
 
 def ship(name: str, run: Path) -> None:
-    algorithm, env, _ = TRAINING[name]
+    algorithm, env = TRAINING[name][:2]
     config = Record.read(run).config(MODULES[algorithm].Config)
     solve.save(solve.weights_file(algorithm, env), config, train.trained(run).policy)
     kept = OUT / "training" / name
@@ -126,6 +128,17 @@ class Searcher:
 def scrambles(env: str, depth: int, count: int, seed: int = 0) -> np.ndarray:
     puzzle = rlzoo.make(env).inner
     return np.asarray(puzzle.scramble(jax.random.key(seed), jnp.full(count, depth), depth))
+
+
+def load(folder: Path) -> list[dict]:
+    """What was searched already, by a study that was stopped."""
+    if not (folder / "searches.csv").exists():
+        return []
+    whole = ("actions", "batch", "problem", "depth", "best", "generated", "network_calls", "nodes", "pushed")
+    real = ("weight", "cost", "mebibytes", "cpu_seconds")
+    with (folder / "searches.csv").open() as file:
+        return [{key: int(value) if key in whole and value else float(value) if key in real else value
+                 for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def save(folder: Path, rows: Iterable[dict]) -> None:
@@ -209,39 +222,42 @@ def actions(folder: Path) -> None:
         ["actions", "search", "solved", "cost", "generated", "network calls", "nodes", "MiB", "CPU s"], body, *table)
 
 
+PUBLISHED = {  # environment: file, weight, batch, states, nodes
+    "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000),
+    "lights-out7": ("lightsout7_test.npz", 0.2, 200, 250, 50_000),
+    "cube3": ("cube3_test.npz", 0.6, 1_000, 10, 300_000),
+}
+
+
 def published(folder: Path) -> None:
     """DeepCubeA's test states, as far as these networks reach."""
-    plan = (("tile15", "puzzle15_test.npz", "Q*", 0.8, 1_000, 250, 2_000_000),
-            ("lights-out7", "lightsout7_test.npz", "Q*", 0.2, 1_000, 250, 300_000),
-            ("cube3", "cube3_test.npz", "Q*", 0.6, 1_000, 10, 1_000_000))
-    rows, body = [], []
-    for env, file, name, weight, batch, count, nodes in plan:
-        if not solve.weights_file("qstar", env).exists():
-            continue
-        searcher = Searcher(name, env, batch, nodes)
-        with np.load(DATA / file) as arrays:
-            states, best = searcher.puzzle.read(dict(arrays)), arrays["opt_len"]
-        rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(min(count, len(states)))]
-        save(folder, rows)
+    rows, body = load(folder), []
+    for env, (file, weight, batch, count, nodes) in PUBLISHED.items():
+        if not pick(rows, env=env):
+            searcher = Searcher("Q*", env, batch, nodes)
+            with np.load(DATA / file) as arrays:
+                states, best = searcher.puzzle.read(dict(arrays)), arrays["opt_len"]
+            rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(min(count, len(states)))]
+            save(folder, rows)
         mine = pick(rows, env=env)
         done = solved(mine)
-        body.append([env, name, f"{weight:g}", f"{batch:,}", f"{nodes:,}", f"{len(done)} of {len(mine)}",
+        body.append([env, f"{weight:g}", f"{batch:,}", f"{nodes:,}", f"{len(done)} of {len(mine)}",
                      f"{sum(r['cost'] == r['best'] for r in done)}",
                      f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})",
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
-        "The published states (first half of each set) with the networks in results/qstar/weights, which were trained on "
-        "one CPU core for minutes. DeepCubeA's, trained for a million updates of up to 10,000 states on GPUs, solve all: "
-        "65.0% of the cube's at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only "
-        "published`."],
-        ["puzzle", "search", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)",
-         "generated", "CPU s"], body)
+        "The published states (first half of each set; of the cube's the first ten) searched by Q* with the networks in "
+        "results/qstar/weights, which were trained on one CPU core for minutes. DeepCubeA's, trained for a million updates "
+        "of up to 10,000 states on GPUs, solve all: 65.0% of the cube's at the best cost, 15-puzzle and Lights Out all. "
+        "Made by `python scripts/qstar.py --only published`."],
+        ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
+         "CPU s"], body)
 
 
 def depths(folder: Path) -> None:
     """How far from the goal the cube's network reaches."""
-    count, weight, batch, limit = 20, 0.6, 1_000, 1_000_000
-    searcher, rows, body = Searcher("Q*", "cube3", batch, limit), [], []
+    count, weight, batch, limit = 20, 0.6, 300, 60_000
+    searcher, rows, body = Searcher("Q*", "cube3", batch, 2 * limit), [], []
     for depth in range(1, 31):
         mine = [searcher(i, state, weight, depth, max_generated=limit)
                 for i, state in enumerate(scrambles("cube3", depth, count, seed=depth))]
@@ -262,18 +278,18 @@ def sweep(folder: Path) -> None:
 
     from rlzoo import report
 
-    depth, count, rows, body = 12, 10, [], []
+    depth, count, batches, rows, body = 10, 5, (100, 1_000), [], []
     states = scrambles("cube3", depth, count, seed=1)
     for name in ("Q*", "A*", "deferred A*"):
-        for batch in (100, 1_000, 10_000):
+        for batch in batches:
             searcher = Searcher(name, "cube3", batch, 1_000_000)
             for weight in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-                rows += [searcher(i, state, weight, depth, max_generated=2_000_000) for i, state in enumerate(states)]
+                rows += [searcher(i, state, weight, depth, max_generated=400_000) for i, state in enumerate(states)]
             save(folder, rows)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for (name, colour), (batch, style) in [(a, b) for a in zip(("Q*", "A*", "deferred A*"), report.COLOURS, strict=False)
-                                           for b in zip((100, 1_000, 10_000), ("-", "--", ":"), strict=True)]:
+                                           for b in zip(batches, ("-", "--"), strict=True)]:
         points = [solved(pick(rows, search=name, batch=batch, weight=w)) for w in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
         for panel, field in zip(panels, ("generated", "cpu_seconds"), strict=True):
             panel.plot([mean(p, field) for p in points], [mean(p, "cost") for p in points], style, marker=".", color=colour,
@@ -286,7 +302,7 @@ def sweep(folder: Path) -> None:
     panels[1].legend(fontsize=7)
     figure.savefig(folder / "curves.png", dpi=160)
     write(folder, "Cost of the path against nodes and time", [
-        f"The cube, {count} scrambles of {depth} quarter turns, weights 0 to 1 (along each line), at most 2,000,000 nodes "
+        f"The cube, {count} scrambles of {depth} quarter turns, weights 0 to 1 (along each line), at most 400,000 nodes "
         "generated; means over the problems solved. Made by `python scripts/qstar.py --only sweep`.", "",
         "![cost against nodes](curves.png)"],
         ["search", "batch", "weight", "solved", "cost", "generated", "CPU s"], body)
