@@ -146,8 +146,12 @@ class Table(nn.Module):
 
 @pytest.fixture(scope="module")
 def warmed_up() -> tuple:
-    """Ranks of states, their exact q, and how far a call of warm-up moves each q: from the exact ones, and from 0."""
-    config = qstar.Config(env="tile8", batch_size=2048, warmup_steps=2048, scramble=12, learning_rate=1.0)
+    """Distances of states, their exact q, and how far a call of warm-up moves each q: from the exact ones, and from 0.
+
+    Scrambles of one move, or of none where it is not possible: after longer ones, targets that are too small would hide
+    among larger ones for the same q.
+    """
+    config = qstar.Config(env="tile8", batch_size=256, warmup_steps=256, scramble=1, learning_rate=1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qstar, "network", lambda config, puzzle: Table())
         alg = qstar.make(config, rlzoo.make("tile8"))
@@ -160,25 +164,19 @@ def warmed_up() -> tuple:
             ends = [alg.step(state, jnp.int32(0))[0] for state in begin]
             return q, *[end.variables["params"]["q"][rank] - table[rank] for end, table in zip(ends, tables, strict=True)]
 
-        states = np.unique(np.asarray(TILE8.walk(jax.random.key(1), 20_000, 13)).reshape(-1, 9), axis=0)
+        states = np.concatenate([TILE8.goal[None], np.unique(TILE8.apply_all(TILE8.goal[None])[0], axis=0)])
+        states = np.unique(states, axis=0)
         start = jax.eval_shape(alg.init, jax.random.key(0))
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.replace(key=None)).replace(key=jax.random.key(3))
         return tuple(map(np.asarray, (TILE8.distance(states), *quick_jit(run)(states, start))))
 
 
-def test_warm_up_is_an_upper_bound(warmed_up):
-    _, _, from_exact, from_zero = warmed_up
-    seen = from_zero != 0
-    assert (from_zero >= 0).all() and seen.sum() > 150
-    assert (from_exact >= -1e-3).all()  # no target is below the exact value
-    assert (np.abs(from_exact[seen]) < 1e-3).any()  # and some are equal to it
-
-
-def test_warm_up_is_exact_next_to_the_goal(warmed_up):
+def test_warm_up_is_an_upper_bound_and_exact_for_the_last_move(warmed_up):
     distance, exact, from_exact, from_zero = warmed_up
+    assert sorted(distance) == [0, 1, 1] and (from_zero > 0).sum() >= 10  # others lead from the goal to the goal
+    assert (from_exact >= -1e-3).all()  # no target is below the exact value
     last_move = (distance[:, None] == 1) & (exact == 1)
     assert last_move.sum() == 2 and (from_zero[last_move] > 0).all() and (np.abs(from_exact[last_move]) < 1e-3).all()
-    assert (from_zero.astype(bool).sum(1) <= 4).all()
 
 
 # ---- refused --------------------------------------------------------------------------------------------------
