@@ -43,11 +43,11 @@ TRAINING = {  # name: algorithm, environment, flags of each phase
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
     "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
-    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 "
-                  "--halving-steps 500_000"),
-    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 "
-                   "--halving-steps 500_000"),
-    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 2_000_000 --warmup-steps 1_250_000 --halving-steps 500_000"),
+    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
+                  "--halving-steps 400_000"),
+    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
+                   "--halving-steps 400_000"),
+    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 --halving-steps 400_000"),
 }
 
 # ---- networks -------------------------------------------------------------------------------------------------
@@ -278,23 +278,23 @@ def sweep(folder: Path) -> None:
 
     from rlzoo import report
 
-    depth, count, batches, rows, body = 10, 5, (100, 1_000), [], []
+    depth, count, batches, weights, rows, body = 10, 5, (100, 1_000), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), [], []
     states = scrambles("cube3", depth, count, seed=1)
     for name in ("Q*", "A*", "deferred A*"):
         for batch in batches:
             searcher = Searcher(name, "cube3", batch, 1_000_000)
-            for weight in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+            for weight in weights:
                 rows += [searcher(i, state, weight, depth, max_generated=400_000) for i, state in enumerate(states)]
             save(folder, rows)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for (name, colour), (batch, style) in [(a, b) for a in zip(("Q*", "A*", "deferred A*"), report.COLOURS, strict=False)
                                            for b in zip(batches, ("-", "--"), strict=True)]:
-        points = [solved(pick(rows, search=name, batch=batch, weight=w)) for w in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+        points = [solved(pick(rows, search=name, batch=batch, weight=w)) for w in weights]
         for panel, field in zip(panels, ("generated", "cpu_seconds"), strict=True):
             panel.plot([mean(p, field) for p in points], [mean(p, "cost") for p in points], style, marker=".", color=colour,
                        label=f"{name}, batch {batch:,}")
-        for weight, p in zip((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), points, strict=True):
+        for weight, p in zip(weights, points, strict=True):
             body.append([name, f"{batch:,}", f"{weight:g}", f"{len(p)} of {count}", f"{mean(p, 'cost'):.2f}",
                          f"{mean(p, 'generated'):,.4g}", f"{mean(p, 'cpu_seconds'):.2f}"])
     panels[0].set(xlabel="nodes generated", ylabel="cost of the path", xscale="log")
