@@ -21,8 +21,9 @@ small loss.
 Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
 copies; a goal's value is 0 rather than learnt; the default network is smaller (paper: --first 5000 --width 1000
 --blocks 4 --batch-size 10_000 --block-steps 50_000_000). With many actions the open list takes the `block` best edges
-of a node and one entry that stands for the rest, from which the next ones come when it is its turn: the order of edges
-is the same, the memory is not. This asks for a network whose value of a state does not depend on the rest of the batch.
+of a node and one entry that stands for the rest, from which the next ones come when it is its turn: equal priorities
+aside the order of edges is the same, the memory is not. This asks for a network whose value of a state does not depend on
+the rest of the batch.
 """
 
 from typing import Any, NamedTuple

@@ -192,7 +192,7 @@ class Closed(NamedTuple):
     state: jax.Array
     """uint32 [nodes, words]"""
     cost: jax.Array
-    """float32 [nodes] from the start; inf beyond `size`"""
+    """float32 [nodes] from the start; inf beyond `size`; of a retired node the cost of the cheaper path"""
     parent: jax.Array
     action: jax.Array
     """int16 [nodes] that led from the parent here"""
@@ -374,11 +374,12 @@ class Solver:
             raise Refused(f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of {rows}")
         self.room_nodes, self.room_entries = room[0] * max(batch, 2), room[1] * max(batch, 2)
         if max_nodes <= self.room_nodes:
-            raise Refused(f"max_nodes is {max_nodes:_}, but a batch of {batch:_} alone may make {self.room_nodes:_} nodes: "
-                          "allow more, or take smaller batches")
+            raise Refused(f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make {self.room_nodes:_}: "
+                          "allow more nodes (--node-limit), or take smaller batches (--batch)")
         if max_entries < 2 * self.room_entries:
-            raise Refused(f"the open list holds {max_entries:_} entries, but a batch of {batch:_} alone may add "
-                          f"{self.room_entries:_}: allow twice as many, or take smaller batches")
+            raise Refused(f"there is room for {max_entries:_} entries of the open list, but one batch of {batch:_} may add "
+                          f"{self.room_entries:_} and it takes twice that: allow more nodes or memory (--node-limit, --memory), "
+                          "or take smaller batches (--batch)")
         self.puzzle, self.expansion, self.root_action, self.naive = puzzle, expansion, root_action, naive
         self.batch, self.rows, self.max_nodes, self.max_entries = batch, rows, max_nodes, max_entries
         self._run = jax.jit(self.run)

@@ -87,6 +87,8 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
         raise Refused(f"{out} holds solutions.csv already; choose another --out")
     _keep_compiled()
     found = _from_run(options.run, make, Config, env) if options.run else _shipped(path.stem, options.env, make, Config, env)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.policy)):
+        raise Refused(f"the network of {found.source} is not finite: its training has diverged; train it again")
     solve = build(solver, found.config, puzzle, options, own).compile(found.policy)
     try:
         out.mkdir(parents=True, exist_ok=True)
