@@ -313,7 +313,7 @@ RECORDING = ["--env", "Breakout-MinAtar", "--loss", "mse", "--total-steps", "100
              "--learning-rate", "5e-4", "--eval-every", "50_000"]
 OFFLINE = ["--env", "Breakout-MinAtar", "--batch-size", "32", "--channels", "8", "--hidden", "64", "--target-every", "500",
            "--cql-alpha", "0.1", "--v-min", "-1", "--eval-every", "1_000", "--eval-episodes", "64"]
-UPDATES, LONG, BIN = 5_000, 15_000, 0.4
+UPDATES, LONG, BIN = 4_000, 12_000, 0.4
 NOISES = ("0", "0.3", "1")
 
 
