@@ -1,9 +1,10 @@
 """The studies in results/value_loss: does classification train values better than regression does?
 
     python scripts/value_loss.py                      # all of them; what is done already is skipped
-    python scripts/value_loss.py --only plasticity    # A6: about 5 minutes on 2 cores
-    python scripts/value_loss.py --only breakout      # E1: about 15 minutes; spaceinvaders likewise
-    python scripts/value_loss.py --only sticky        # A4: about 10 minutes; needs breakout's learning rates
+    python scripts/value_loss.py --only plasticity    # A6: 10 minutes on one core
+    python scripts/value_loss.py --only breakout      # E1: 30 minutes; spaceinvaders: 40
+    python scripts/value_loss.py --only sticky        # A4: 10 minutes, with breakout's arms
+    python scripts/value_loss.py --only noise         # A3: 10 minutes, on a data set that it records; sarsa (A7) likewise
 
 Each study tests a claim of Farebrother et al. 2024 (arXiv 2403.03950) at a reduced size, with ten seeds. Its README
 holds the claim, the commands, a table, and for every part of the claim a verdict: reproduced or not reproduced where
@@ -612,9 +613,11 @@ def board(folder: Path, processes: int) -> None:
 
 # ---- the index --------------------------------------------------------------------------------------------------
 
+CODES = {"breakout": "E1", "spaceinvaders": "E1", "sticky": "A4", "noise": "A3", "sarsa": "A7", "long": "E2",
+         "smoothing": "A2", "width": "E3", "board": "E7", "plasticity": "A6"}
 NOT_RUN = {
     "E1 on other games": "Asterix, Freeway and Seaquest",
-    "E3, SoftMoE": "`hl_gauss.py --experts` has it; width alone was studied",
+    "E3, SoftMoE": "`hl_gauss.py --experts` has it",
     "E4, E5": "multi-task training of one network",
     "E6": "Wordle",
     "E8": "robotic manipulation",
@@ -636,7 +639,8 @@ def write_index() -> None:
             claim = next(line for line in text if line.startswith("Claim"))
             lines += [f"## [{text[0].removeprefix('# ')}]({name}/README.md)", "", claim, "",
                       *(line for line in text if line.startswith("- ")), ""]
-    missing = [f"- {name}" for name in STUDIES if not (OUT / name / "README.md").exists()]
+    missing = [f"- {CODES[name]}: written, `python scripts/value_loss.py --only {name}`" for name in STUDIES
+               if not (OUT / name / "README.md").exists()]
     lines += ["## Not run", "", *missing, *(f"- {name}: {what}" for name, what in NOT_RUN.items())]
     (OUT / "README.md").write_text("\n".join(lines) + "\n")
 
