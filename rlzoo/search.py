@@ -377,9 +377,9 @@ class Solver:
             raise Refused(f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make {self.room_nodes:_}: "
                           "allow more nodes (--node-limit), or take smaller batches (--batch)")
         if max_entries < 2 * self.room_entries:
-            raise Refused(f"there is room for {max_entries:_} entries of the open list, but one batch of {batch:_} may add "
-                          f"{self.room_entries:_} and it takes twice that: allow more nodes or memory (--node-limit, --memory), "
-                          "or take smaller batches (--batch)")
+            raise Refused(f"there is room for {max_entries:_} entries of the open list; one batch of {batch:_} may add "
+                          f"{self.room_entries:_}, and it takes twice that: allow more (--node-limit, --memory), or take "
+                          "smaller batches (--batch)")
         self.puzzle, self.expansion, self.root_action, self.naive = puzzle, expansion, root_action, naive
         self.batch, self.rows, self.max_nodes, self.max_entries = batch, rows, max_nodes, max_entries
         self._run = jax.jit(self.run)

@@ -46,7 +46,8 @@ TRAINING = {  # name: algorithm, environment, flags of each phase
     "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
                   "--halving-steps 400_000"),
     "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
-                   "--halving-steps 400_000"),
+                   "--halving-steps 400_000", f"{CUBE} --total-steps 3_500_000 --warmup-steps 1_000_000 "
+                   "--halving-steps 1_200_000"),
     "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 --halving-steps 400_000"),
 }
 
@@ -183,11 +184,11 @@ SPACES = ("cube3", "cube3?actions=156", "cube3?actions=1884")
 
 def actions(folder: Path) -> None:
     """The paper's claim: Q* hardly pays for more actions, A* does."""
-    depth, weight, batch, count, few = 12, 0.6, 100, 20, 5
+    depth, weight, batch, count, few = 8, 0.6, 100, 20, 5
     states, rows = scrambles("cube3", depth, count), []
     for env in SPACES:
         for name in ("Q*", "A*", "deferred A*"):
-            searcher = Searcher(name, env, batch, 3_000_000 if name != "Q*" else 1_000_000)
+            searcher = Searcher(name, env, batch, 15_000 if name == "Q*" else 1_500_000)
             asked = states if name == "Q*" or env != SPACES[-1] else states[:few]
             rows += [searcher(i, state, weight, depth) for i, state in enumerate(asked)]
             save(folder, rows)
@@ -224,8 +225,8 @@ def actions(folder: Path) -> None:
 
 PUBLISHED = {  # environment: file, weight, batch, states, nodes
     "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000),
-    "lights-out7": ("lightsout7_test.npz", 0.2, 200, 250, 50_000),
-    "cube3": ("cube3_test.npz", 0.6, 1_000, 10, 300_000),
+    "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 10, 60_000),
+    "cube3": ("cube3_test.npz", 0.6, 1_000, 10, 100_000),
 }
 
 
@@ -246,17 +247,17 @@ def published(folder: Path) -> None:
                      f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})",
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
-        "The published states (first half of each set; of the cube's the first ten) searched by Q* with the networks in "
-        "results/qstar/weights, which were trained on one CPU core for minutes. DeepCubeA's, trained for a million updates "
-        "of up to 10,000 states on GPUs, solve all: 65.0% of the cube's at the best cost, 15-puzzle and Lights Out all. "
-        "Made by `python scripts/qstar.py --only published`."],
+        "The published states (first half of each set; of Lights Out and the cube the first ten) searched by Q* with the "
+        "networks in results/qstar/weights, which were trained on one CPU core for minutes. DeepCubeA's, trained for a million "
+        "updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's at the best cost, 15-puzzle and Lights Out "
+        "all. Made by `python scripts/qstar.py --only published`."],
         ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
          "CPU s"], body)
 
 
 def depths(folder: Path) -> None:
     """How far from the goal the cube's network reaches."""
-    count, weight, batch, limit = 20, 0.6, 300, 60_000
+    count, weight, batch, limit = 10, 0.6, 300, 40_000
     searcher, rows, body = Searcher("Q*", "cube3", batch, 2 * limit), [], []
     for depth in range(1, 31):
         mine = [searcher(i, state, weight, depth, max_generated=limit)
@@ -284,7 +285,7 @@ def sweep(folder: Path) -> None:
         for batch in batches:
             searcher = Searcher(name, "cube3", batch, 1_000_000)
             for weight in weights:
-                rows += [searcher(i, state, weight, depth, max_generated=400_000) for i, state in enumerate(states)]
+                rows += [searcher(i, state, weight, depth, max_generated=300_000) for i, state in enumerate(states)]
             save(folder, rows)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -302,7 +303,7 @@ def sweep(folder: Path) -> None:
     panels[1].legend(fontsize=7)
     figure.savefig(folder / "curves.png", dpi=160)
     write(folder, "Cost of the path against nodes and time", [
-        f"The cube, {count} scrambles of {depth} quarter turns, weights 0 to 1 (along each line), at most 400,000 nodes "
+        f"The cube, {count} scrambles of {depth} quarter turns, weights 0 to 1 (along each line), at most 300,000 nodes "
         "generated; means over the problems solved. Made by `python scripts/qstar.py --only sweep`.", "",
         "![cost against nodes](curves.png)"],
         ["search", "batch", "weight", "solved", "cost", "generated", "CPU s"], body)

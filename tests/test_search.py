@@ -621,7 +621,7 @@ def test_what_the_open_list_drops_is_told(facts):
 def test_a_search_without_room_is_refused():
     for options, message in ((dict(batch=0), "batches of at least 1.*batch is 0"),
                              (dict(batch=7, max_nodes=7), "room for 7 nodes, but one batch of 7 may make 7"),
-                             (dict(batch=7, max_entries=50), "room for 50 entries of the open list, but one batch of 7 may add 28")):
+                             (dict(batch=7, max_entries=50), "room for 50 entries .* 7 may add 28")):
         with pytest.raises(Refused, match=message):
             qstar.with_values(TILE8, tile8_q, **(SMALL | options))
 
