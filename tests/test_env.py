@@ -22,6 +22,9 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 """each program runs once, so compiling is what takes time"""
 GYMNAX = [id for id, factory in gymnax.registration._registry.items()
           if getattr(factory, "func", factory).__module__.startswith("gymnax.")]
+FAMILIES = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MNISTBandit-bsuite", "FourRooms-misc",
+            "PointRobot-misc")
+"""one or two of each, for the quick suite; the slow one has all"""
 
 
 def random_actions(env: Env, key: jax.Array, *shape: int) -> jax.Array:
@@ -74,7 +77,7 @@ def check(env: Env, num_envs: int = 3, length: int = 12) -> None:
     assert (after.episode_length < 5).all()
 
 
-@pytest.mark.parametrize("id", GYMNAX)
+@pytest.mark.parametrize("id", [id if id in FAMILIES else pytest.param(id, marks=pytest.mark.slow) for id in GYMNAX])
 def test_every_gymnax_environment(id, mnist):
     assert rlzoo.make(id).max_steps >= 1
     check(rlzoo.make(id, limit=5))
