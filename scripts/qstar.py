@@ -153,7 +153,7 @@ def save(folder: Path, rows: Iterable[dict]) -> None:
 def write(folder: Path, title: str, text: list[str], header: list[str], body: list[list[str]], *after: str) -> None:
     hardware = machine.describe()
     lines = [f"# {title}", "", *text, "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|",
-             *("| " + " | ".join(row) + " |" for row in body), "", *after,
+             *("| " + " | ".join(cell.replace("nan", "") for cell in row) + " |" for row in body), "", *after,
              f"CPU seconds are of one core of {hardware['cpu']}, without compilation. Every path was replayed to the goal."]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -226,7 +226,7 @@ def actions(folder: Path) -> None:
 PUBLISHED = {  # environment: file, weight, batch, states, nodes
     "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000),
     "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 10, 60_000),
-    "cube3": ("cube3_test.npz", 0.6, 1_000, 10, 100_000),
+    "cube3": ("cube3_test.npz", 0.6, 1_000, 10, 500_000),
 }
 
 
