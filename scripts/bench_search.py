@@ -74,10 +74,10 @@ def solvers(case: Case) -> dict:
     puzzle = rlzoo.make(case.env).inner
     value = lambda params, states: case.heuristic(states).astype(jnp.float32)
     q = lambda params, states: puzzle.costs + value(params, puzzle.apply_all(states))
-    limits = {"batch": BATCH, "max_nodes": NODES, "max_entries": 4 * NODES}
-    return {"A*": astar.with_values(puzzle, value, **limits),
-            "deferred A*": astar.with_values(puzzle, value, deferred=True, **limits),
-            "Q*": qstar.with_values(puzzle, q, **limits)}
+    limits = {"batch": BATCH, "max_nodes": NODES}
+    return {"A*": astar.with_values(puzzle, value, max_entries=NODES, **limits),
+            "deferred A*": astar.with_values(puzzle, value, deferred=True, max_entries=NODES, **limits),
+            "Q*": qstar.with_values(puzzle, q, max_entries=4 * NODES, **limits)}
 
 
 def calibrate() -> float:
