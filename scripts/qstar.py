@@ -256,7 +256,7 @@ def published(folder: Path) -> None:
 
 def depths(folder: Path) -> None:
     """How far from the goal the cube's network reaches."""
-    count, weight, batch, limit = 10, 0.6, 300, 40_000
+    count, weight, batch, limit = 10, 0.6, 300, 300_000
     searcher, rows, body = Searcher("Q*", "cube3", batch, 2 * limit), [], []
     for depth in range(1, 31):
         mine = [searcher(i, state, weight, depth, max_generated=limit)
