@@ -275,13 +275,16 @@ def depths(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Cost against nodes: what weight and batch trade."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     from rlzoo import report
 
-    depth, count, batches, weights, rows, body = 10, 5, (100, 1_000), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), [], []
+    depth, count, batches, weights, rows, body = 10, 5, (100, 1_000), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), load(folder), []
     states = scrambles("cube3", depth, count, seed=1)
     for name in ("Q*", "A*", "deferred A*"):
         for batch in batches:
+            if pick(rows, search=name, batch=batch):
+                continue
             searcher = Searcher(name, "cube3", batch, 1_000_000)
             for weight in weights:
                 rows += [searcher(i, state, weight, depth, max_generated=300_000) for i, state in enumerate(states)]
@@ -289,16 +292,18 @@ def sweep(folder: Path) -> None:
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for (name, colour), (batch, style) in [(a, b) for a in zip(("Q*", "A*", "deferred A*"), report.COLOURS, strict=False)
-                                           for b in zip(batches, ("-", "--"), strict=True)]:
+                                           for b in zip(batches, (".-", "s--"), strict=True)]:
         points = [solved(pick(rows, search=name, batch=batch, weight=w)) for w in weights]
         for panel, field in zip(panels, ("generated", "cpu_seconds"), strict=True):
-            panel.plot([mean(p, field) for p in points], [mean(p, "cost") for p in points], style, marker=".", color=colour,
-                       label=f"{name}, batch {batch:,}")
+            panel.plot([mean(p, field) for p in points], [mean(p, "cost") for p in points], style, markersize=5,
+                       color=colour, label=f"{name}, batch {batch:,}")
         for weight, p in zip(weights, points, strict=True):
             body.append([name, f"{batch:,}", f"{weight:g}", f"{len(p)} of {count}", f"{mean(p, 'cost'):.2f}",
                          f"{mean(p, 'generated'):,.4g}", f"{mean(p, 'cpu_seconds'):.2f}"])
     panels[0].set(xlabel="nodes generated", ylabel="cost of the path", xscale="log")
     panels[1].set(xlabel="CPU seconds", xscale="log")
+    for panel in panels:
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panels[1].legend(fontsize=7)
     figure.savefig(folder / "curves.png", dpi=160)
     write(folder, "Cost of the path against nodes and time", [
