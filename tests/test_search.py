@@ -650,6 +650,7 @@ def test_a_block_of_edges_gives_the_same_nodes_in_the_same_order(facts):
             check_path(facts, rank, found)
 
 
+@pytest.mark.slow
 def test_mapped_searches_are_the_same():
     solver, states = shared_graph_search(), np.arange(7, dtype=np.uint8)[:, None]
     mapped = quick_jit(jax.vmap(solver.run, in_axes=(None, 0, None, None)))(edges(LATE), states, 1.0, Count.of(2**62))
