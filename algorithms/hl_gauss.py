@@ -12,7 +12,7 @@ dqn.py, and `--loss mse` gives its numbers bit for bit.
 
 Run:    python algorithms/hl_gauss.py --env CartPole-v1 --seeds 8 --learning-rate 1e-3
         python algorithms/hl_gauss.py --env Breakout-MinAtar --hidden 128 --v-min -1 --v-max 19
-Expect: a return of 500 on CartPole within 300,000 steps
+Expect: a return of 500 on CartPole within 500,000 steps (results/baselines); what it gains: results/value_loss
 
 The range [v_min, v_max] is what has to fit: the discounted returns, and 3 sigma more at both ends. Watch `clipped`.
 Where 0 is not its middle, the head's bias is set so that values start at 0 nevertheless.
