@@ -257,12 +257,13 @@ def published(folder: Path) -> None:
 def depths(folder: Path) -> None:
     """How far from the goal the cube's network reaches."""
     count, weight, batch, limit = 10, 0.6, 300, 300_000
-    searcher, rows, body = Searcher("Q*", "cube3", batch, 2 * limit), [], []
+    searcher, rows, body = Searcher("Q*", "cube3", batch, 2 * limit), load(folder), []
     for depth in range(1, 31):
-        mine = [searcher(i, state, weight, depth, max_generated=limit)
-                for i, state in enumerate(scrambles("cube3", depth, count, seed=depth))]
-        rows += mine
-        save(folder, rows)
+        if not pick(rows, depth=depth):
+            rows += [searcher(i, state, weight, depth, max_generated=limit)
+                     for i, state in enumerate(scrambles("cube3", depth, count, seed=depth))]
+            save(folder, rows)
+        mine = pick(rows, depth=depth)
         done = solved(mine)
         body.append([str(depth), f"{len(done) / count:.0%}", f"{mean(done, 'cost'):.2f}", f"{mean(done, 'generated'):,.4g}",
                      f"{mean(mine, 'cpu_seconds'):.2f}"])
