@@ -247,8 +247,7 @@ def deferred_parts(puzzle, value, weight):
     expand, close = growth(puzzle)
 
     def evaluate(now, entries):
-        state = search.unpack(now.closed.state[entries.node], puzzle.size, puzzle.values)
-        wanted = entries.valid & now.closed.current[entries.node]
+        state, wanted = search.at(now, puzzle, entries)
         ahead = search.evaluate(value, state, wanted, min(len(state), 256))
         return now._replace(calls=now.calls.plus(wanted.sum())), entries._replace(priority=jnp.maximum(ahead, 0.0))
 
@@ -264,8 +263,7 @@ def growth(puzzle):
     count, costs = puzzle.num_actions, jnp.asarray(puzzle.costs)
 
     def expand(now, entries):
-        valid = entries.valid & now.closed.current[entries.node]
-        parent = search.unpack(now.closed.state[entries.node], puzzle.size, puzzle.values)
+        parent, valid = search.at(now, puzzle, entries)
         state = puzzle.apply_all(parent).reshape(-1, puzzle.size)
         cost = (now.closed.cost[entries.node][:, None] + costs).ravel()
         now = now._replace(generated=now.generated.plus(valid.sum() * count))
@@ -273,10 +271,8 @@ def growth(puzzle):
 
     def close(now, entries, state, cost, valid):
         action = jnp.tile(jnp.arange(count), len(entries.node))
-        closed, node, accepted = search.insert(now.closed, search.pack(state, puzzle.values), cost,
-                                               jnp.repeat(entries.node, count), action, valid)
-        goal = accepted & puzzle.is_goal(state)
-        return (search.found(now._replace(closed=closed), node, cost, goal), entries, state, cost, node, accepted & ~goal)
+        now, node, fresh = search.reach(now, puzzle, state, cost, jnp.repeat(entries.node, count), action, valid)
+        return now, entries, state, cost, node, fresh
 
     return expand, close
 

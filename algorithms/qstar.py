@@ -253,20 +253,16 @@ def parts(puzzle, q, weight, block, child_cost):
     discount = (weight - 1.0) * costs if child_cost else jnp.zeros(count)
 
     def apply(now, entries):
-        valid = entries.valid & now.closed.current[entries.node]
+        parent, valid = search.at(now, puzzle, entries)
         edge = valid & (entries.action < count)
         action = jnp.where(edge, entries.action, 0)
-        parent = search.unpack(now.closed.state[entries.node], puzzle.size, puzzle.values)
         state = jnp.where(edge[:, None], puzzle.apply(parent, action), parent)
         cost = now.closed.cost[entries.node] + jnp.where(edge, costs[action], 0.0)
         return now._replace(generated=now.generated.plus(edge.sum())), entries, state, cost, edge, valid
 
     def close(now, entries, state, cost, edge, valid):
-        closed, node, accepted = search.insert(now.closed, search.pack(state, puzzle.values), cost, entries.node,
-                                               entries.action, edge)
-        goal = accepted & puzzle.is_goal(state)
-        now = search.found(now._replace(closed=closed), node, cost, goal)
-        grows = valid & jnp.where(edge, accepted & ~goal, True)
+        now, node, fresh = search.reach(now, puzzle, state, cost, entries.node, entries.action, edge)
+        grows = valid & jnp.where(edge, fresh, True)
         return now, entries, state, cost, jnp.where(edge, node, entries.node), grows
 
     def evaluate(now, entries, state, cost, node, grows):

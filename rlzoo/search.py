@@ -303,6 +303,23 @@ def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) 
     return search._replace(goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper))
 
 
+def at(search: Search, puzzle: Any, entries: Entries) -> tuple[jax.Array, jax.Array]:
+    """The states of the entries' nodes, uint8 [n, size], and which are still worth a look: valid and not retired."""
+    state = unpack(search.closed.state[entries.node], puzzle.size, puzzle.values)
+    return state, entries.valid & search.closed.current[entries.node]
+
+
+def reach(search: Search, puzzle: Any, state: jax.Array, cost: jax.Array, parent: jax.Array, action: jax.Array,
+          valid: jax.Array) -> tuple[Search, jax.Array, jax.Array]:
+    """`insert` states uint8 [n, size], and take note of the goals among those accepted.
+
+    Returns: the search, the node of each [n], and which were accepted and are no goal, bool [n].
+    """
+    closed, node, accepted = insert(search.closed, pack(state, puzzle.values), cost, parent, action, valid)
+    goal = accepted & puzzle.is_goal(state)
+    return found(search._replace(closed=closed), node, cost, goal), node, accepted & ~goal
+
+
 def enough(search: Search, weight: jax.Array) -> jax.Array:
     """The priority from which on no entry leads to a goal cheaper than the one found, or not by more than `weight` allows;
     inf while none is found."""
@@ -412,6 +429,11 @@ class Solver:
         """Entries from this priority on are not worth taking."""
         return jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else enough(search, weight)
 
+    def goes_on(self, search: Search, weight: jax.Array, max_generated: Count) -> jax.Array:
+        """Whether there is anything worth taking, and room for what comes of it."""
+        room = search.closed.size + self.room_nodes <= self.max_nodes
+        return (search.lower < self.limit(search, weight)) & search.generated.less(max_generated) & room
+
     def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: Count) -> Search:
         """The search itself, a pure function of arrays."""
         parts = self.expansion(params, weight)
@@ -424,9 +446,7 @@ class Solver:
             used = -(-entries.valid.sum() // self.rows)  # valid entries come first
             return jax.lax.fori_loop(0, used, lambda i, search: _chain(parts, search, piece(i)), search)
 
-        def more(search: Search) -> jax.Array:
-            room = search.closed.size + self.room_nodes <= self.max_nodes
-            return (search.lower < self.limit(search, weight)) & search.generated.less(max_generated) & room
+        more = lambda search: self.goes_on(search, weight, max_generated)
 
         def steps(search: Search) -> Search:  # until the open list must be tidied
             room = lambda search: search.open.size + self.room_entries <= self.max_entries
@@ -473,9 +493,7 @@ class Solver:
         for warm in (True, False):
             search, began = jax.jit(self.begin)(jnp.asarray(state, jnp.uint8)), time.perf_counter()
             split = dict.fromkeys(split, 0.0)
-            while (float(search.lower) < float(self.limit(search, scale))
-                   and int(search.generated) < max_generated
-                   and int(search.closed.size) + self.room_nodes <= self.max_nodes):
+            while self.goes_on(search, scale, Count.of(max_generated)):
                 if int(search.open.size) + self.room_entries > self.max_entries:
                     search = timed("pop", clean, search)
                 search, entries = timed("pop", take, search)
@@ -506,6 +524,14 @@ class Solver:
         return Solution(status, cost, bound, actions[::-1], int(search.generated), int(search.calls),
                         int(search.open.pushed), int(search.closed.size), int(search.open.dropped),
                         int(search.iterations), seconds, split)
+
+
+def replay(puzzle: Any, state: Any, actions: list[int]) -> list[jax.Array]:
+    """The states that `actions` lead through, uint8 [size] each, the first one included."""
+    positions = [jnp.asarray(state)]
+    for action in actions:
+        positions.append(puzzle.apply(positions[-1], jnp.int32(action)))
+    return positions
 
 
 def puzzle_of(env: Any) -> Any:

@@ -102,10 +102,10 @@ def build(solver: Callable, config: Any, puzzle: Any, options: Options, own: dic
     """The search that `options` ask for. Raises `Refused` where it does not fit into the memory allowed."""
     allowed = int(options.memory * 2**30)
     spare = allowed - search.memory(puzzle, options.node_limit, 0)
-    entries = min(spare // search.ENTRY_BYTES, options.node_limit * min(puzzle.num_actions, 32))
     if spare < 0:
         raise Refused(f"--node-limit {options.node_limit:_} takes {(allowed - spare) / 2**30:.2f} GiB, and --memory allows "
                       f"{options.memory}: allow more memory or fewer nodes")
+    entries = min(spare // search.ENTRY_BYTES, options.node_limit * min(puzzle.num_actions, 32))
     return solver(config, puzzle, batch=options.batch, max_nodes=options.node_limit, max_entries=int(entries), **own)
 
 
@@ -259,10 +259,8 @@ def _draw(puzzle: Any, state: np.ndarray, actions: list[int], path: Path) -> Non
     """A second for each move."""
     from PIL import Image
 
-    positions = [jnp.asarray(state)]
-    for action in actions:
-        positions.append(puzzle.apply(positions[-1], jnp.int32(action)))
     from rlzoo.envs.puzzle import State
 
-    pictures = [Image.fromarray(puzzle.render(State(jnp.int32(0), position))) for position in positions]
+    pictures = [Image.fromarray(puzzle.render(State(jnp.int32(0), position)))
+                for position in search.replay(puzzle, state, actions)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[1000] * len(actions) + [3000], loop=0)

@@ -25,7 +25,7 @@ import numpy as np
 from rlzoo.algorithms import astar, qstar
 
 import rlzoo
-from rlzoo import machine, search, solve, train
+from rlzoo import machine, report, search, solve, train
 from rlzoo.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,13 +110,11 @@ class Searcher:
         began = time.process_time()
         found = self.solver(self.trained.policy, state, weight, max_generated)
         seconds = time.process_time() - began
-        position = jnp.asarray(state)
-        for action in found.actions:
-            position = self.puzzle.apply(position, jnp.int32(action))
         if np.isfinite(found.cost):
-            assert bool(self.puzzle.is_goal(position)), "the moves do not lead to the goal"
+            end = search.replay(self.puzzle, state, found.actions)[-1]
+            assert self.puzzle.is_goal(end), "the moves do not lead to the goal"
             assert sum(self.puzzle.costs[action] for action in found.actions) == found.cost
-        words = -(-self.puzzle.size // (32 // max(1, (self.puzzle.values - 1).bit_length())))
+        words = search.pack(jnp.asarray(state), self.puzzle.values).size
         used = found.nodes * (4 * words + 11) + found.pushed * search.ENTRY_BYTES
         row = {"search": self.name, "env": self.env, "actions": self.puzzle.num_actions, "weight": weight,
                "batch": self.batch, "problem": problem, "depth": depth, "status": found.status, "cost": found.cost,
@@ -169,8 +167,8 @@ def mean(rows: list[dict], field: str) -> float:
 
 def interval(values: list[float]) -> str:
     """Mean and its 95% percentile-bootstrap interval over problems."""
-    picks = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    return f"{np.mean(values):.3g} ({np.percentile(picks, 2.5):.3g} to {np.percentile(picks, 97.5):.3g})"
+    low, high = report.bootstrap_ci(values, np.mean)
+    return f"{np.mean(values):.3g} ({low:.3g} to {high:.3g})"
 
 
 def solved(rows: list[dict]) -> list[dict]:
@@ -185,9 +183,11 @@ SPACES = ("cube3", "cube3?actions=156", "cube3?actions=1884")
 def actions(folder: Path) -> None:
     """The paper's claim: Q* hardly pays for more actions, A* does."""
     depth, weight, batch, count = 8, 0.6, 100, 20
-    states, rows = scrambles("cube3", depth, count), []
+    states, rows = scrambles("cube3", depth, count), load(folder)
     for env in SPACES:
         for name in ("Q*", "A*", "deferred A*"):
+            if pick(rows, env=env, search=name):
+                continue
             searcher = Searcher(name, env, batch, 15_000 if name == "Q*" else 1_500_000)
             rows += [searcher(i, state, weight, depth) for i, state in enumerate(states)]
             save(folder, rows)
@@ -277,8 +277,6 @@ def sweep(folder: Path) -> None:
     """Cost against nodes: what weight and batch trade."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
-
-    from rlzoo import report
 
     depth, count, batches, weights, rows, body = 10, 5, (100, 1_000), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), load(folder), []
     states = scrambles("cube3", depth, count, seed=1)

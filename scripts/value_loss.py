@@ -30,7 +30,6 @@ from rlzoo import machine, report
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "value_loss"
 SEEDS = 10
-TUNING_SEEDS = 3
 
 # ---- statistics -----------------------------------------------------------------------------------------------
 
