@@ -117,11 +117,14 @@ class Puzzle(environment.Environment):
         """States after a walk of their own number of moves each: int32 [n], none above `longest` -> uint8 [n, size]."""
         start, moves = jax.random.split(key)
         begin = self._begin(start, len(steps))
+        return self._pose(begin, self._wander(moves, begin, steps, longest))
 
+    def _wander(self, key: jax.Array, states: jax.Array, steps: jax.Array, longest: int | jax.Array) -> jax.Array:
+        """Each state after its own number of random moves, int32 [n], none above `longest`."""
         def move(k: jax.Array, states: jax.Array) -> jax.Array:
-            return jnp.where(k < steps[:, None], self._move(jax.random.fold_in(moves, k), states), states)
+            return jnp.where(k < steps[:, None], self._move(jax.random.fold_in(key, k), states), states)
 
-        return self._pose(begin, jax.lax.fori_loop(0, longest, move, begin))
+        return jax.lax.fori_loop(0, longest, move, states)
 
     def _begin(self, key: jax.Array, count: int) -> jax.Array:
         """Where walks begin: uint8 [count, size]."""

@@ -81,12 +81,8 @@ class Sokoban(Puzzle):
 
     def _begin(self, key: jax.Array, count: int) -> jax.Array:
         rooms, length, moves = jax.random.split(key, 3)
-        steps = 1 + below(length, (count, 1), MIXING)
-
-        def move(k: jax.Array, states: jax.Array) -> jax.Array:
-            return jnp.where(k < steps, self._move(jax.random.fold_in(moves, k), states), states)
-
-        return jax.lax.fori_loop(0, MIXING, move, jax.vmap(_room)(jax.random.split(rooms, count)))
+        steps = 1 + below(length, (count,), MIXING)
+        return self._wander(moves, jax.vmap(_room)(jax.random.split(rooms, count)), steps, MIXING)
 
     def _pose(self, begin: jax.Array, reached: jax.Array) -> jax.Array:
         return begin | (reached & BOX > 0).astype(jnp.uint8) * GOAL
