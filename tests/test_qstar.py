@@ -1,7 +1,6 @@
 """Q*: its targets, when the network is copied to the target, its warm-up, and what it learns of a small puzzle.
 Its search is tested in test_search.py."""
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -12,17 +11,12 @@ import pytest
 from rlzoo.algorithms import qstar
 from rlzoo.envs import Tiles
 from rlzoo.envs.puzzle import permutation_rank
+from small_puzzle import ALL, ENV, FIELDS, WARMUP, beginnings, check_copies, check_halving, saying, trainer
 from together import quick_jit
 
 import rlzoo
 
-BATCH, WARMUP, BLOCK = 64, 8, 20
-"""states in a call, calls of warm-up, calls between two chances to copy"""
-CONFIG = qstar.Config(env="lights-out2", batch_size=BATCH, warmup_steps=WARMUP * BATCH, block_steps=BLOCK * BATCH,
-                      scramble=6, first=24, width=24, blocks=1, eval_moves=4, learning_rate=0.01, loss_threshold=0.1)
-ENV = rlzoo.make(CONFIG.env)
-ALL = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.uint8)
-"""every state"""
+CONFIG = qstar.Config(**FIELDS)
 
 
 # ---- targets --------------------------------------------------------------------------------------------------
@@ -49,33 +43,12 @@ def test_actions_are_drawn_by_their_q():
 
 @pytest.fixture(scope="module")
 def train() -> Any:
-    """Two members: (config, states, first call, last call) -> their states, metrics of the last call, evaluation."""
-
-    def make(config: Any) -> Any:
-        return qstar.make(config, ENV)
-
-    def run(config: Any, states: Any, start: Any, stop: Any) -> tuple:
-        step = lambda t, states: jax.vmap(lambda s: make(config).step(s, t)[0])(states)
-        states = jax.lax.fori_loop(start, stop - 1, step, states)
-        states, metrics = jax.vmap(lambda s: make(config).step(s, stop - 1))(states)
-        return states, metrics, jax.vmap(make(config).evaluate)(states, jax.random.split(jax.random.key(7), 2))
-
-    compiled = quick_jit(run)
-    return lambda states, start, stop, **changed: compiled(
-        dataclasses.replace(CONFIG, **{name: float(value) for name, value in changed.items()}), states, start, stop)
+    return trainer(qstar)
 
 
 @pytest.fixture(scope="module")
 def begin() -> Any:
-    return quick_jit(jax.vmap(lambda seed: qstar.make(CONFIG, ENV).init(jax.random.key(seed))))(jnp.arange(2))
-
-
-def saying(variables: Any, q: Any) -> Any:
-    """Networks whose q is the same in all states."""
-    params = variables["params"]
-    head = {"kernel": jnp.zeros_like(params["Dense_4"]["kernel"]),
-            "bias": jnp.broadcast_to(jnp.asarray(q, jnp.float32), params["Dense_4"]["bias"].shape)}
-    return variables | {"params": params | {"Dense_4": head}}
+    return beginnings(qstar)
 
 
 def test_what_is_regressed_on(train, begin):
@@ -97,21 +70,11 @@ def test_one_action_of_each_state_learns(train, begin):
 
 
 def test_the_network_is_copied_after_a_block_if_the_loss_is_small(train, begin):
-    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
-    for threshold, copies in ((0, 0), (1e9, 1)):
-        before, _, _ = train(begin, WARMUP, BLOCK - 1, loss_threshold=threshold)
-        assert (before.copies == 0).all() and same(before.target, begin.target)
-        after, metrics, _ = train(before, BLOCK - 1, BLOCK, loss_threshold=threshold)
-        assert (after.copies == copies).all() and (metrics["updates"] == copies).all()
-        assert same(after.target, after.variables if copies else begin.target)
-        assert (train(after, BLOCK, 3 * BLOCK, loss_threshold=threshold)[0].copies == 3 * copies).all()
+    check_copies(train, begin)
 
 
 def test_the_step_size_halves(train, begin):
-    bias = lambda state: np.asarray(state.variables["params"]["Dense_4"]["bias"])
-    moved, half = (bias(train(begin, WARMUP, WARMUP + 1, halving_steps=steps)[0]) - bias(begin)
-                   for steps in (1e12, BATCH * WARMUP))
-    np.testing.assert_allclose(half, moved / 2, rtol=1e-3, atol=1e-6)
+    check_halving(train, begin)
 
 
 def test_it_learns_the_exact_values_and_solves(train, begin):
