@@ -14,6 +14,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def row(env: str, backend: str, limit: float) -> dict:
         found = {"status": f"over {limit:g} s"}
     else:
         lines = done.stdout.strip().splitlines()
-        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        said = [line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Refused): ", line)]
+        error = (said or [f"exit status {done.returncode}"])[-1]
         found = json.loads(lines[-1]) if done.returncode == 0 else {"status": f"failed: {error[:120]}"}
     return {"env": env, "backend": backend} | found
 

@@ -3,7 +3,7 @@
     python scripts/qstar.py --train              # every network of TRAINING, about two hours of one core; done ones are kept
     python scripts/qstar.py --train cube3        # one of them
     python scripts/qstar.py                      # the studies, with the weights in results/qstar/weights
-    python scripts/qstar.py --only actions       # one of them: actions, published, depths, sweep
+    python scripts/qstar.py --only actions       # one of them: actions, published, depths, sweep, lights
 
 Training leaves its run under runs/qstar, its curve in results/qstar/training and its weights, in half precision, in
 results/qstar/weights, where `--solve` finds them. Every study writes a table of all its searches (.csv) and a README.
@@ -38,10 +38,13 @@ NETWORK = "--first 512 --width 256 --blocks 2 --batch-size 500"
 CUBE = f"{NETWORK} --scramble 20 --block-steps 100_000 --loss-threshold 3 --eval-every 1_000_000"
 LIGHTS = f"{NETWORK} --scramble 30 --warmup-steps 3_000_000 --block-steps 125_000 --loss-threshold 20 --eval-every 500_000"
 TRAINING = {  # name: algorithm, environment, flags of each phase
-    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 8_000_000 --halving-steps 2_500_000",
-                    f"{LIGHTS} --total-steps 16_000_000 --halving-steps 5_000_000"),
+    "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
+    "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
+    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000"),
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
+    "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 25_000_000 --block-steps 50_000 --loss-threshold 4 "
+               "--halving-steps 7_500_000 --eval-every 2_500_000"),
     "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
     "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
                   "--halving-steps 400_000"),
@@ -312,7 +315,101 @@ def sweep(folder: Path) -> None:
         ["search", "batch", "weight", "solved", "cost", "generated", "CPU s"], body)
 
 
-STUDIES = {"actions": actions, "published": published, "depths": depths, "sweep": sweep}
+def lights(folder: Path) -> None:
+    """Lights Out by size and by the presses that a state needs, and what keeps the largest from being solved."""
+    count, weight, batch, limit, rows, body = 10, 0.2, 1_000, 300_000, load(folder), []
+    for side in (5, 6, 7):
+        env = f"lights-out{side}"
+        searcher = None
+        for presses in range(4, 29, 4):
+            states = pressed(side, presses, count)
+            if not len(states):
+                continue
+            if not pick(rows, env=env, depth=presses):
+                searcher = searcher or Searcher("Q*", env, batch, 2 * limit)
+                best = searcher.puzzle.distance(states)
+                rows += [searcher(i, state, weight, presses, int(best[i]), limit) for i, state in enumerate(states)]
+                save(folder, rows)
+            mine = pick(rows, env=env, depth=presses)
+            done = solved(mine)
+            body.append([f"{side} by {side}", str(presses), f"{len(done)} of {len(mine)}",
+                         str(sum(r["cost"] == r["best"] for r in done)), f"{mean(done, 'generated'):,.4g}",
+                         f"{mean(mine, 'cpu_seconds'):.2f}"])
+    if not (folder / "taught.csv").exists():
+        taught(folder / "taught.csv")
+    with (folder / "taught.csv").open() as file:
+        known = list(csv.DictReader(file))
+    after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
+             "the share of states where the smallest q is a press of the solution: by chance, of the network in "
+             f"results/qstar/weights, and of one of the same size that was told the exact q of all actions of {TAUGHT:,} "
+             "states.", "",
+             "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
+             *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
+               for r in known), ""]
+    write(folder, "Lights Out by size and presses", [
+        f"{count} states of each kind, made of that many different presses and needing no fewer, Q* with weight {weight}, "
+        f"batch {batch:,} and at most {limit:,} nodes generated. Made by `python scripts/qstar.py --only lights`."],
+        ["board", "presses", "solved", "at the best cost", "generated", "CPU s"], body, *after)
+
+
+def pressed(side: int, presses: int, count: int) -> np.ndarray:
+    """Up to `count` states [n, side * side] of Lights Out that need exactly `presses` presses; none where none does."""
+    puzzle = rlzoo.make(f"lights-out{side}").inner
+    cells = jax.random.uniform(jax.random.key(presses), (200 * count, side * side)).argsort(-1) < presses
+    states = (cells @ puzzle.switches % 2).astype(np.uint8)
+    return np.asarray(states[puzzle.distance(states) == presses][:count])
+
+
+TAUGHT = 20_000_000
+
+
+def taught(file: Path) -> None:
+    """How often the smallest q of a network is right on Lights Out 7x7: of the one that was trained, and of one like it
+    that is told all exact values of `TAUGHT` states, of 0 to 30 presses."""
+    import optax
+
+    found = network("qstar", "lights-out7")
+    puzzle, net = rlzoo.make("lights-out7").inner, qstar.network(found.config, rlzoo.make("lights-out7").inner)
+    switches, batch, optimizer = jnp.asarray(puzzle.switches, jnp.float32), found.config.batch_size, optax.scale_by_adam()
+
+    def sample(key: jax.Array, presses: jax.Array) -> tuple:
+        """States and the sets of presses [n, 49] that solve them, the only ones at this size."""
+        order = jax.random.uniform(key, (len(presses), puzzle.size)).argsort(-1).argsort(-1)
+        answer = (order < presses[:, None]).astype(jnp.float32)
+        return (answer @ switches % 2).astype(jnp.uint8), answer
+
+    def update(carry: tuple, t: jax.Array) -> tuple:
+        variables, opt_state = carry
+        key, depth_key = jax.random.split(jax.random.fold_in(jax.random.key(0), t))
+        states, answer = sample(key, jax.random.randint(depth_key, (batch,), 0, 31))
+        exact = answer.sum(-1, keepdims=True) + 1.0 - 2.0 * answer + 1.0  # the press, and what then remains
+
+        def loss(params: dict) -> tuple:
+            q, stats = net.apply({**variables, "params": params}, puzzle.inputs(states), train=True, mutable=["batch_stats"])
+            return ((q - exact) ** 2).mean(), stats
+
+        grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
+        direction, opt_state = optimizer.update(grads, opt_state)
+        rate = 1e-3 * 2.0 ** (-t * batch / (TAUGHT / 4))
+        params = jax.tree.map(lambda p, d: p - rate * d, variables["params"], direction)
+        return ({"params": params, **stats}, opt_state), None
+
+    def right(variables: dict, presses: int) -> float:
+        states, answer = sample(jax.random.key(presses), jnp.full(2_000, presses))
+        best = net.apply(variables, puzzle.inputs(states)).argmin(-1)
+        return float(jnp.take_along_axis(answer, best[:, None], 1).mean())
+
+    start = net.init(jax.random.key(0), jnp.zeros((1, puzzle.num_inputs)))
+    (told, _), _ = jax.jit(lambda carry: jax.lax.scan(update, carry, jnp.arange(TAUGHT // batch)))(
+        (start, optimizer.init(start["params"])))
+    with file.open("w", newline="") as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(["presses", "learnt", "taught"])
+        table.writerows([presses, f"{right(found.policy.variables, presses):.4g}", f"{right(told, presses):.4g}"]
+                        for presses in range(4, 29, 4))
+
+
+STUDIES = {"actions": actions, "published": published, "depths": depths, "sweep": sweep, "lights": lights}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python scripts/value_loss.py                      # all of them; what is done already is skipped
     python scripts/value_loss.py --only plasticity    # A6: 10 minutes on one core
-    python scripts/value_loss.py --only breakout      # E1: 30 minutes; spaceinvaders: 40
+    python scripts/value_loss.py --only breakout      # E1: 30 minutes; the other games: 40
     python scripts/value_loss.py --only sticky        # A4: 10 minutes, with breakout's arms
-    python scripts/value_loss.py --only noise         # A3: 10 minutes, on a data set that it records; sarsa (A7) likewise
+    python scripts/value_loss.py --only frozen        # A5: 20 minutes
+    python scripts/value_loss.py --only noise         # A3: 30 minutes, on a data set that it records; sarsa (A7) likewise
 
 Each study tests a claim of Farebrother et al. 2024 (arXiv 2403.03950) at a reduced size, with ten seeds. Its README
 holds the claim, the commands, a table, and for every part of the claim a verdict: reproduced or not reproduced where
@@ -182,6 +183,7 @@ def plasticity(folder: Path, processes: int) -> None:
 
 # ---- arms: one command line each --------------------------------------------------------------------------------
 
+PQN_FILE, OFFLINE_FILE = "algorithms/pqn.py", "algorithms/offline_dqn.py"
 LOSSES = ("mse", "mse_softmax", "two_hot", "hl_gauss", "c51")
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3")
 BREAKOUT_RATES = ("1.25e-4", "2.5e-4", "5e-4", "1e-3", "2e-3")  # the first study; its best ones taught to shift the others
@@ -191,10 +193,10 @@ ONLINE = ["--total-steps", "100_000", "--num-envs", "32", "--num-steps", "8", "-
 STANDARD, SMALL = ["--hidden", "128"], ["--hidden", "32", "--channels", "4"]
 
 
-def arm(target: Path, algorithm: str, flags: list[str], processes: int) -> report.Run:
+def arm(target: Path, program: str, flags: list[str], processes: int) -> report.Run:
     """The record of one command line, kept in the folder `target`; made now if it is not there."""
     if not (target / "summary.json").exists():
-        command = [f"algorithms/{algorithm}.py", *flags, "--processes", str(processes)]
+        command = [program, *flags, "--processes", str(processes)]
         with tempfile.TemporaryDirectory() as work:
             subprocess.run([sys.executable, *command, "--out", f"{work}/run"], check=True, cwd=ROOT)
             target.mkdir(parents=True, exist_ok=True)
@@ -211,10 +213,10 @@ def scores(run: report.Run) -> np.ndarray:
     return np.array([0.0 if m["diverged"] else m["eval/return"] for m in run.summary["members"]])
 
 
-def tuned(target: Path, algorithm: str, flags: list[str], processes: int, rates: tuple[str, ...] = RATES) -> str:
+def tuned(target: Path, program: str, flags: list[str], processes: int, rates: tuple[str, ...] = RATES) -> str:
     """The learning rate with the highest mean over seeds that are used for nothing else; as many members as an arm
     has, so that both are one compiled program."""
-    run = arm(target, algorithm, [*flags, "--seed", "1000", "--seeds", str(SEEDS // len(rates)), "--sweep",
+    run = arm(target, program, [*flags, "--seed", "1000", "--seeds", str(SEEDS // len(rates)), "--sweep",
                                   f"learning_rate={','.join(rates)}"], processes)
     best = max(run.summary["eval/return"], key=lambda entry: entry["mean"] or 0.0)["learning_rate"]
     return next(rate for rate in rates if np.isclose(float(rate), best))
@@ -256,8 +258,8 @@ def one_game(game: str) -> Callable:
         runs = {}
         for loss in LOSSES:
             flags = online(game, loss)
-            rate = tuned(folder / f"tune-{loss}", "pqn", flags, processes, rates)
-            runs[loss,] = arm(folder / loss, "pqn", [*flags, *final(rate)], processes)
+            rate = tuned(folder / f"tune-{loss}", PQN_FILE, flags, processes, rates)
+            runs[loss,] = arm(folder / loss, PQN_FILE, [*flags, *final(rate)], processes)
         found = {loss: scores(run) for (loss,), run in runs.items()}
         at_end = lambda run: np.isclose(run.config["config"]["learning_rate"], float(rates[-1]))
         highest = ", ".join(loss for (loss,), run in runs.items() if at_end(run)) or "none"
@@ -282,11 +284,11 @@ def one_game(game: str) -> Callable:
 def sticky(folder: Path, processes: int) -> None:
     game, runs = "Breakout-MinAtar", {}
     for loss in ("mse", "hl_gauss", "c51"):
-        rate = tuned(OUT / "breakout" / f"tune-{loss}", "pqn", online(game, loss), processes, BREAKOUT_RATES)
+        rate = tuned(OUT / "breakout" / f"tune-{loss}", PQN_FILE, online(game, loss), processes, BREAKOUT_RATES)
         runs[loss, "deterministic"] = arm(
-            OUT / "breakout" / loss, "pqn", [*online(game, loss), *final(rate)], processes)
+            OUT / "breakout" / loss, PQN_FILE, [*online(game, loss), *final(rate)], processes)
         runs[loss, "sticky"] = arm(
-            folder / loss, "pqn", [*online(f"{game}?sticky=0.25", loss), *final(rate)], processes)
+            folder / loss, PQN_FILE, [*online(f"{game}?sticky=0.25", loss), *final(rate)], processes)
     found = {key: scores(run) for key, run in runs.items()}
     pair = lambda other, name: (found["hl_gauss", name], found[other, name])
     verdicts = [
@@ -312,10 +314,10 @@ RECORDING = ["--env", "Breakout-MinAtar", "--loss", "mse", "--total-steps", "100
              "--buffer-size", "100_000", "--batch-size", "32", "--learning-starts", "4_000", "--target-every", "1_000",
              "--learning-rate", "5e-4", "--eval-every", "50_000"]
 OFFLINE = ["--env", "Breakout-MinAtar", "--batch-size", "32", "--channels", "8", "--hidden", "64", "--target-every", "500",
-           "--cql-alpha", "0.1", "--v-min", "-1", "--eval-every", "1_000", "--eval-episodes", "64"]
-UPDATES, LONG, BIN = 4_000, 12_000, 0.4
+           "--cql-alpha", "0.1", "--v-min", "-1", "--eval-every", "5_000", "--eval-episodes", "64"]
+UPDATES, LONG, BIN = 20_000, 80_000, 0.4
 NOISES = ("0", "0.3", "1")
-OFFLINE_RATE = "5e-4"
+OFFLINE_RATES = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
 
 
 def recorded() -> Path:
@@ -353,23 +355,26 @@ def offline(loss: str, target: str = "q_learning", eta: str = "0", updates: int 
             "--bins", str(1 + round((high + 1) / BIN))]
 
 
-def offline_arm(name: str, flags: list[str], data: Path, processes: int) -> report.Run:
-    flags = [*flags, "--dataset", str(data.relative_to(ROOT)), *final(OFFLINE_RATE)]
-    return arm(OUT / "offline" / name, "offline_dqn", flags, processes)
+def offline_arm(name: str, loss: str, flags: list[str], data: Path, processes: int) -> report.Run:
+    """With the learning rate that was the best for this loss by Q-learning and without noise."""
+    given = lambda file: ["--dataset", str(file.relative_to(ROOT))]
+    rate = tuned(OUT / "offline" / f"tune-{loss}", OFFLINE_FILE, [*offline(loss), *given(recorded())], processes,
+                 OFFLINE_RATES)
+    return arm(OUT / "offline" / name, OFFLINE_FILE, [*flags, *given(data), *final(rate)], processes)
 
 
 def about_offline(folder: Path, updates: int = UPDATES) -> str:
     return ("Double DQN with CQL (alpha 0.1) on the 100,000 transitions that one DQN (`hl_gauss.py --loss mse`, 100,000 "
             f"steps on Breakout-MinAtar) saw; {updates:,} updates of 32, a convolution of 8 channels and 64 hidden units, "
-            f"{SEEDS} seeds, last iterate, 64 greedy episodes of each; IQM with its 95% interval. The learning rate "
-            f"is {OFFLINE_RATE} for all losses and was not tuned; the authors' published configuration has one too. "
+            f"{SEEDS} seeds, last iterate, 64 greedy episodes of each; IQM with its 95% interval. "
+            f"{how_tuned(OFFLINE_RATES)}, for each loss by Q-learning without noise, after {UPDATES:,} updates. "
             "Reduced: the paper has 17 Atari games and 6.25 million updates. Made by "
             f"`python scripts/value_loss.py --only {folder.name}`, which records the data set first; the records of the "
             "arms are in [offline](../offline).")
 
 
 def noise(folder: Path, processes: int) -> None:
-    runs = {(loss, eta): offline_arm(f"{loss}-noise-{eta}", offline(loss, eta=eta), noisy(eta), processes)
+    runs = {(loss, eta): offline_arm(f"{loss}-noise-{eta}", loss, offline(loss, eta=eta), noisy(eta), processes)
             for loss in ("mse", "hl_gauss") for eta in NOISES}
     found = {key: scores(run) for key, run in runs.items()}
     verdicts = [verdict(f"with noise of {eta} HL-Gauss beats mse", more, found["hl_gauss", eta], found["mse", eta])
@@ -397,7 +402,7 @@ def noise(folder: Path, processes: int) -> None:
 def sarsa(folder: Path, processes: int) -> None:
     data, targets = recorded(), ("q_learning", "sarsa")
     names = {"q_learning": "noise-0", "sarsa": "sarsa"}  # Q-learning's are the arms of `noise` without any
-    runs = {(loss, target): offline_arm(f"{loss}-{names[target]}", offline(loss, target), data, processes)
+    runs = {(loss, target): offline_arm(f"{loss}-{names[target]}", loss, offline(loss, target), data, processes)
             for loss in ("mse", "two_hot", "hl_gauss") for target in targets}
     found = {key: scores(run) for key, run in runs.items()}
     pair = lambda target, other="mse": (found["hl_gauss", target], found[other, target])
@@ -414,7 +419,7 @@ def sarsa(folder: Path, processes: int) -> None:
 
 
 def long(folder: Path, processes: int) -> None:
-    runs = {(loss,): offline_arm(f"{loss}-long", offline(loss, updates=LONG), recorded(), processes)
+    runs = {(loss,): offline_arm(f"{loss}-long", loss, offline(loss, updates=LONG), recorded(), processes)
             for loss in ("mse", "hl_gauss")}
     late = {loss: scores(run) for (loss,), run in runs.items()}
     early = {loss: run.metrics["eval/return"][run.metrics["step"] == UPDATES] for (loss,), run in runs.items()}
@@ -438,10 +443,10 @@ WIDTHS = ("1", "2")
 
 def smoothing(folder: Path, processes: int) -> None:
     flags = online("Breakout-MinAtar", "hl_gauss", SMALL)
-    rate = tuned(folder / "tune", "pqn", flags, processes)
-    runs = {bins: arm(folder / f"bins-{bins}", "pqn", [
+    rate = tuned(folder / "tune", PQN_FILE, flags, processes)
+    runs = {bins: arm(folder / f"bins-{bins}", PQN_FILE, [
         *flags, *final(rate, 5), "--bins", bins, "--sweep", f"sigma_ratio={','.join(SIGMAS)}"], processes) for bins in BINS}
-    hot = arm(folder / "two_hot", "pqn", [*online("Breakout-MinAtar", "two_hot", SMALL), *final(rate, 5)], processes)
+    hot = arm(folder / "two_hot", PQN_FILE, [*online("Breakout-MinAtar", "two_hot", SMALL), *final(rate, 5)], processes)
     found = {(bins, f"{m['sigma_ratio']:g}"): np.array([0.0 if x["diverged"] else x["eval/return"]
                                                         for x in run.summary["members"]
                                                         if x["sigma_ratio"] == m["sigma_ratio"]])
@@ -468,11 +473,11 @@ def width(folder: Path, processes: int) -> None:
     for loss in ("mse", "hl_gauss"):
         for times in WIDTHS:
             flags = [*online("Breakout-MinAtar", loss, SMALL), "--width", times]
-            rate = tuned(folder / f"tune-{loss}-{times}", "pqn", flags, processes)
-            runs[loss, times] = arm(folder / f"{loss}-{times}", "pqn", [*flags, *final(rate)], processes)
+            rate = tuned(folder / f"tune-{loss}-{times}", PQN_FILE, flags, processes)
+            runs[loss, times] = arm(folder / f"{loss}-{times}", PQN_FILE, [*flags, *final(rate)], processes)
         flags = online("Breakout-MinAtar", loss)  # breakout's network is four times as wide as SMALL
-        rate = tuned(OUT / "breakout" / f"tune-{loss}", "pqn", flags, processes, BREAKOUT_RATES)
-        runs[loss, "4"] = arm(OUT / "breakout" / loss, "pqn", [*flags, *final(rate)], processes)
+        rate = tuned(OUT / "breakout" / f"tune-{loss}", PQN_FILE, flags, processes, BREAKOUT_RATES)
+        runs[loss, "4"] = arm(OUT / "breakout" / loss, PQN_FILE, [*flags, *final(rate)], processes)
     found = {key: scores(run) for key, run in runs.items()}
     verdicts = [verdict(f"at width {times} HL-Gauss beats mse", more, found["hl_gauss", times], found["mse", times])
                 for times in (*WIDTHS, "4")]
@@ -485,6 +490,33 @@ def width(folder: Path, processes: int) -> None:
         f"IQM with its 95% interval; width 4 is the network of [breakout](../breakout/README.md). {how_tuned()}, for each "
         f"loss and width (at width 4 as in breakout). {REDUCED}The paper scales by experts of a SoftMoE, which was not run. "
         "Made by `python scripts/value_loss.py --only width`.", tabulate(runs, ["loss", "width"]), verdicts)
+
+
+# ---- A5: frozen features ----------------------------------------------------------------------------------------
+
+PROBED = ("untrained", "mse", "two_hot", "hl_gauss", "c51")
+
+
+def frozen(folder: Path, processes: int) -> None:
+    runs = {}
+    for name in PROBED:
+        loss = "mse" if name == "untrained" else name
+        rate = tuned(OUT / "breakout" / f"tune-{loss}", PQN_FILE, online("Breakout-MinAtar", loss), processes,
+                     BREAKOUT_RATES)
+        flags = ["--loss", name, *final(rate), "--eval-every", "20_000", "--eval-episodes", "64"]
+        runs[name,] = arm(folder / name, "scripts/frozen.py", flags, processes)
+    found = {name: scores(run) for (name,), run in runs.items()}
+    verdicts = [verdict(f"HL-Gauss's features are worth more than {other}'s", more, found["hl_gauss"], found[other])
+                for other in ("mse", "two_hot", "c51", "untrained")]
+    verdicts += [verdict("mse's features are worth more than untrained ones", more, found["mse"], found["untrained"])]
+    report.plot_curves(list(runs.values()), folder / "curves.png", title="Breakout-MinAtar: a new head after half the steps")
+    write_readme(
+        folder, "A5: frozen features", "Claim (figure 16): a new linear head on the frozen features of a network trained by "
+        "HL-Gauss comes to higher returns than on those of other losses.",
+        f"{PQN}Trained by the loss for 100,000 steps, at the rate that was the best in [breakout](../breakout/README.md), "
+        "then a new head alone for 100,000 more, by the squared error for all (`scripts/frozen.py`). Reduced: the paper's "
+        "features are of 200 million frames of Atari. Made by `python scripts/value_loss.py --only frozen`.",
+        tabulate(runs, ["features of"]), verdicts)
 
 
 # ---- E7: a small board game ------------------------------------------------------------------------------------
@@ -621,15 +653,14 @@ def board(folder: Path, processes: int) -> None:
 
 # ---- the index --------------------------------------------------------------------------------------------------
 
-CODES = {"breakout": "E1", "spaceinvaders": "E1", "sticky": "A4", "noise": "A3", "sarsa": "A7", "long": "E2",
-         "smoothing": "A2", "width": "E3", "board": "E7", "plasticity": "A6"}
+CODES = {"breakout": "E1", "spaceinvaders": "E1", "asterix": "E1", "freeway": "E1", "seaquest": "E1",
+         "frozen": "A5", "sticky": "A4", "noise": "A3", "sarsa": "A7", "long": "E2", "smoothing": "A2", "width": "E3",
+         "board": "E7", "plasticity": "A6"}
 NOT_RUN = {
-    "E1 on other games": "Asterix, Freeway and Seaquest",
     "E3, SoftMoE": "`hl_gauss.py --experts` has it",
     "E4, E5": "multi-task training of one network",
     "E6": "Wordle",
     "E8": "robotic manipulation",
-    "A5: frozen features": "a new linear head on the features of a trained network",
 }
 
 
@@ -657,12 +688,16 @@ STUDIES: dict[str, Callable] = {
     "plasticity": plasticity,
     "breakout": one_game("Breakout-MinAtar"),
     "spaceinvaders": one_game("SpaceInvaders-MinAtar"),
+    "asterix": one_game("Asterix-MinAtar"),
+    "freeway": one_game("Freeway-MinAtar"),
+    "seaquest": one_game("Seaquest-MinAtar"),
     "sticky": sticky,
     "noise": noise,
     "sarsa": sarsa,
     "long": long,
     "smoothing": smoothing,
     "width": width,
+    "frozen": frozen,
     "board": board,
 }
 
