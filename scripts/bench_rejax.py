@@ -3,16 +3,21 @@
     python scripts/bench_rejax.py                # about ten minutes on 2 idle cores
 
 Both sides run in turn, `REPEATS` times, each in a process of its own with a cold compilation cache; the table gives
-medians and the ratio of the medians. rlzoo spreads many seeds over one process per core (`--processes`), rejax uses
-XLA's own threads, as a user of each would. What could not be made equal is listed below the table.
+medians and the ratio of the medians. The networks alone, forward and back on one minibatch without anything around
+them, bound what any implementation can reach here. rlzoo spreads many seeds over one process per core (`--processes`),
+rejax uses XLA's own threads, as a user of each would. What could not be made equal is listed below the table.
 """
 
+import argparse
 import csv
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from peers import peer_python
@@ -52,6 +57,55 @@ def rejax(algorithm: str, seeds: int, steps: int, tries: int = 3) -> dict:
             "compile": found["trace_seconds"] + found["compile_seconds"], "differences": found["differences"]}
 
 
+NETWORKS = {"ppo": [(4, 64, 64, 2), (4, 64, 64, 1)], "dqn": [(4, 120, 84, 2)]}
+ROWS, UPDATES = 128, 4_000
+
+
+def networks_alone(algorithm: str, seeds: int) -> float:
+    """Updates/s of the networks' passes over one minibatch: forward and back, of dqn forward once more for its target.
+
+    Of all seeds: with more than one, those of one core in one process, times the cores, as `ours` spreads them.
+    """
+    cores = min(seeds, machine.cores())
+    command = [sys.executable, __file__, "--networks", algorithm, "--members", str(seeds // cores)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600,
+                          env=os.environ | ({"PJRT_NPROC": "1"} if cores > 1 else {}))
+    return cores * float(done.stdout)
+
+
+def time_networks(algorithm: str, members: int) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    activation = jnp.tanh if algorithm == "ppo" else jax.nn.relu
+    layers = [list(itertools.pairwise(widths)) for widths in NETWORKS[algorithm]]
+    init = lambda key: [[jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in net] for net in layers]
+
+    def forward(params: list, x: jax.Array) -> jax.Array:
+        def one(net: list) -> jax.Array:
+            h = x
+            for weights in net[:-1]:
+                h = activation(h @ weights)
+            return (h @ net[-1]).sum()
+
+        return sum(one(net) for net in params)
+
+    def update(params: list, t: jax.Array) -> tuple:
+        x = jnp.cos(t + jnp.arange(4.0 * ROWS)).reshape(ROWS, 4)
+        target = forward(params, x + 1.0) if algorithm == "dqn" else 0.0
+        grads = jax.grad(lambda p: forward(p, x) * (1.0 + jax.lax.stop_gradient(target)))(params)
+        return jax.tree.map(lambda p, g: p - 1e-9 * g, params, grads), None
+
+    params = jax.vmap(init)(jax.random.split(jax.random.key(0), members))
+    one = lambda params: jax.lax.scan(update, params, jnp.arange(UPDATES, dtype=jnp.float32) / UPDATES)[0]
+    run = jax.jit(jax.vmap(one) if members > 1 else lambda params: jax.tree.map(
+        lambda x: x[None], one(jax.tree.map(lambda x: x[0], params)))).lower(params).compile(machine.compiler_options("cpu"))
+    params = jax.block_until_ready(run(params))
+    began = time.perf_counter()
+    jax.block_until_ready(run(params))
+    return members * UPDATES / (time.perf_counter() - began)
+
+
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     rows, notes = [], {}
@@ -67,7 +121,9 @@ def main() -> None:
                   for name, found in runs.items()}
         rows.append({"algorithm": algorithm, "seeds": seeds, "steps of each seed": steps} | {
             f"{name} {key}": round(median[name][key], 1) for key in ("steps", "updates", "compile") for name in median} | {
-            "ratio of steps/s": round(median["rlzoo"]["steps"] / median["rejax"]["steps"], 2)})
+            "ratio of steps/s": round(median["rlzoo"]["steps"] / median["rejax"]["steps"], 2),
+            "updates of the networks alone": round(statistics.median(
+                networks_alone(algorithm, seeds) for _ in range(REPEATS)), 1)})
     with (OUT / "rejax.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -77,7 +133,9 @@ def main() -> None:
         "# Speed against rejax 0.1.3", "",
         "CartPole-v1, equal hyper-parameters and update ratio, no evaluation inside the timed part. Medians of "
         f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
-        "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation).", "",
+        "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation). The last column: "
+        "updates/s of the networks' forward and backward passes alone, without environment, replay, loss and optimiser: "
+        "what any implementation can reach on this machine is below that.", "",
         "Made by `python scripts/bench_rejax.py`. "
         f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.", "",
         "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
@@ -91,4 +149,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", help=argparse.SUPPRESS)
+    parser.add_argument("--members", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.networks:
+        print(time_networks(arguments.networks, arguments.members))
+    else:
+        main()

@@ -40,7 +40,7 @@ LIGHTS = f"{NETWORK} --scramble 30 --warmup-steps 3_000_000 --block-steps 125_00
 TRAINING = {  # name: algorithm, environment, flags of each phase
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
     "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
-    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000"),
+    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 30_000_000 --halving-steps 8_000_000"),
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
     "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 25_000_000 --block-steps 50_000 --loss-threshold 4 "
