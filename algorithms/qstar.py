@@ -14,9 +14,10 @@ that following the smallest q solves within `eval_moves` moves; `eval/value` wha
 
 Training: scramble backwards from the goal, take one action drawn by exp(-q / temperature), and regress q(s, a) on
 cost + min q_target(s', .), which is 0 at a goal and before the first copy. The network is copied to the target every
-`block_steps` states, if the last loss is below `loss_threshold`. With `warmup_steps` the first targets are instead the
-moves of the scramble, an upper bound: of the action that undoes the last one, and of random ones; copies then ask for no
-small loss.
+`block_steps` states, if the last loss is below `loss_threshold`. With `follow` training also goes where those actions
+lead, as DeepCubeA goes by search on its harder puzzles: a q that is too low draws the actions, and is put right. With
+`warmup_steps` the first targets are instead the moves of the scramble, an upper bound: of the action that undoes the
+last one, and of random ones; copies then ask for no small loss.
 
 Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
 copies; a goal's value is 0 rather than learnt; the default network is smaller (paper: --first 5000 --width 1000
@@ -68,6 +69,8 @@ class Config:
     """the loss below which the network is copied to the target"""
     temperature: float = 1 / 3
     """of the choice of actions"""
+    follow: float = 0.0
+    """actions on average that are followed from a scramble before the next; every state on the way is learnt from"""
 
 
 # ---- networks -------------------------------------------------------------------------------------------------
@@ -112,6 +115,8 @@ class State:
     copies: jax.Array
     """times that the network was copied to the target, whose value is 0 before"""
     loss: jax.Array
+    walk: jax.Array
+    """uint8 [batch_size, size]: where the last actions led"""
     key: jax.Array
 
 
@@ -146,18 +151,21 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
     def init(key):
         net_key, key = jax.random.split(key)
         variables = net.init(net_key, jnp.zeros((1, puzzle.num_inputs)))
-        return State(variables, variables, optimizer.init(variables["params"]), jnp.int32(0), jnp.float32(jnp.inf), key)
+        return State(variables, variables, optimizer.init(variables["params"]), jnp.int32(0), jnp.float32(jnp.inf),
+                     puzzle.scramble(net_key, jnp.zeros(count, jnp.int32), 0), key)
 
     def bootstrapped(state, key):
-        """Scrambled states, and what to do with their q: (states, q -> (action, target))."""
-        depth_key, key, act_key = jax.random.split(key, 3)
+        """States, and what to do with their q: (states, q -> (action, target, states to go on from))."""
+        depth_key, key, act_key, stay_key = jax.random.split(key, 4)
         states = puzzle.scramble(key, jax.random.randint(depth_key, (count,), 0, longest + 1), longest)
+        goes_on = jax.random.bernoulli(stay_key, config.follow / (config.follow + 1.0), (count,))
+        states = jnp.where((goes_on & ~puzzle.is_goal(state.walk))[:, None], state.walk, states)
 
         def regress(q):
             action = choose(act_key, q, config.temperature)
             after = puzzle.apply(states, action)
             next_q = net.apply(state.target, puzzle.inputs(after)) * (state.copies > 0)
-            return action, q_target(costs[action], next_q, puzzle.is_goal(after))
+            return action, q_target(costs[action], next_q, puzzle.is_goal(after)), after
 
         return states, regress
 
@@ -173,7 +181,7 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         goal = puzzle.is_goal(puzzle.apply(states, action))
         undoes = goes_back & (states != before).any(-1)  # a move that was not possible is not undone
         back = costs[jnp.asarray(puzzle.inverse)[action]] + costs[undo] + depth  # back here, then as the scramble came
-        return states, lambda q: (action, costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back)))
+        return states, lambda q: (action, costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back)), states)
 
     def update(state, t, key, sample):
         states, regress = sample(state, key)
@@ -181,15 +189,16 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         def loss(params):
             q, stats = net.apply({**state.variables, "params": params}, puzzle.inputs(states), train=True,
                                  mutable=["batch_stats"])
-            action, target = regress(jax.lax.stop_gradient(q))
+            action, target, after = regress(jax.lax.stop_gradient(q))
             error = jnp.take_along_axis(q, action[:, None], 1)[:, 0] - target
-            return (error ** 2).mean(), (stats, q.min(-1).mean())
+            return (error ** 2).mean(), (stats, q.min(-1).mean(), after)
 
-        (value, (stats, q)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+        (value, (stats, q, after)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
         direction, opt_state = optimizer.update(grads, state.opt_state)
         rate = config.learning_rate * 2.0 ** (-t * count / config.halving_steps)
         params = jax.tree.map(lambda p, d: p - rate * d, state.variables["params"], direction)
-        return state.replace(variables={"params": params, **stats}, opt_state=opt_state, loss=value), q
+        variables = {"params": params, **stats}
+        return state.replace(variables=variables, opt_state=opt_state, loss=value, walk=after), q
 
     def copy(state, t):
         good = (state.loss < config.loss_threshold) | (t < warmup_calls)

@@ -59,7 +59,7 @@ def wait_for_others(what: str) -> None:
 
 
 def compiler_options(backend: str) -> dict[str, Any]:
-    """Options of XLA that make small networks faster (measured with scripts/bench_ppo.py: 5-10% on a CPU)."""
+    """Options of XLA that make small networks faster (measured on PPO: 5-10% on a CPU)."""
     if backend != "cpu":
         return {}
     wide = any("avx512f" in line for line in _lines("/proc/cpuinfo") if line.startswith("flags"))

@@ -11,7 +11,7 @@ import pytest
 from rlzoo.algorithms import qstar
 from rlzoo.envs import Tiles
 from rlzoo.envs.puzzle import permutation_rank
-from small_puzzle import ALL, ENV, FIELDS, WARMUP, beginnings, check_copies, check_halving, saying, trainer
+from small_puzzle import ALL, BATCH, ENV, FIELDS, WARMUP, beginnings, check_copies, check_halving, saying, trainer
 from together import quick_jit
 
 import rlzoo
@@ -67,6 +67,19 @@ def test_one_action_of_each_state_learns(train, begin):
     after, _, _ = train(state, WARMUP, WARMUP + 1, temperature=0.01)
     change = np.asarray(after.variables["params"]["Dense_4"]["bias"] - state.variables["params"]["Dense_4"]["bias"])
     np.testing.assert_allclose(change, [[0, 0, -0.01, 0]] * 2, atol=1e-5)
+
+
+def test_it_follows_its_own_actions(train, begin):
+    """With a choice that is all but certain: a call learns where the last one's actions led, except at goals."""
+    lit = np.tile(np.array([1, 1, 1, 0], np.uint8), (2, BATCH, 1))  # what a press of the first light switches
+    network = saying(begin.variables, [1, 9, 9, 9])
+    sure = begin.replace(variables=network, target=network, walk=lit)
+    walk = lambda follow, state=sure: np.asarray(
+        train(state, WARMUP, WARMUP + 1, follow=follow, temperature=0.01, learning_rate=0)[0].walk)
+    assert (walk(1e9) == 0).all()  # solved
+    assert (walk(1e9, sure.replace(walk=0 * lit)) == walk(0)).all()  # a goal is left for a scramble, as without `follow`
+    half = (walk(1) == 0).all(-1)
+    assert (half.mean(1) > 0.4).all() and (half.mean(1) < 0.7).all() and len(np.unique(walk(0)[0], axis=0)) > 4
 
 
 def test_the_network_is_copied_after_a_block_if_the_loss_is_small(train, begin):
