@@ -36,15 +36,15 @@ MODULES = {"qstar": qstar, "astar": astar}
 
 NETWORK = "--first 512 --width 256 --blocks 2 --batch-size 500"
 CUBE = f"{NETWORK} --scramble 20 --block-steps 100_000 --loss-threshold 3 --eval-every 1_000_000"
-LIGHTS = f"{NETWORK} --scramble 30 --warmup-steps 3_000_000 --block-steps 125_000 --loss-threshold 20 --eval-every 500_000"
+LIGHTS = f"{NETWORK} --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
 TRAINING = {  # name: algorithm, environment, flags of each phase
-    "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
-    "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 20_000_000 --halving-steps 6_000_000"),
-    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 30_000_000 --halving-steps 8_000_000"),
+    "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
+    "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
+    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 16_000_000 --halving-steps 4_000_000 --follow 1"),
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
-    "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 25_000_000 --block-steps 50_000 --loss-threshold 4 "
-               "--halving-steps 7_500_000 --eval-every 2_500_000"),
+    "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 15_000_000 --block-steps 50_000 --loss-threshold 4 "
+               "--halving-steps 5_000_000 --eval-every 1_500_000"),
     "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
     "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
                   "--halving-steps 400_000"),
