@@ -361,6 +361,15 @@ BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted
 BACKENDS = ("generalized", "positional", "spring", "mjx")
 
 
+class _Clip:
+    """jax.numpy, whose clip once called its bounds a_min and a_max."""
+
+    clip = staticmethod(lambda x, a_min=None, a_max=None: jnp.clip(x, a_min, a_max))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
+
+
 def _make_brax(name: str, options: dict) -> Any:
     name, _, backend = name.removeprefix("brax/").partition(":")
     if name not in BRAX:
@@ -369,6 +378,12 @@ def _make_brax(name: str, options: dict) -> Any:
     if backend and backend not in BACKENDS:
         raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
                       f"{', '.join(BACKENDS)}")
+    if name == "swimmer":
+        if backend not in ("", "generalized"):
+            raise Refused(f"brax/swimmer has the backend generalized alone, not {backend}")
+        from brax import fluid
+
+        fluid.jp = _Clip()  # brax 0.14.2 gives clip an argument that jax 0.10 took away
     # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the first
     with warnings.catch_warnings(), mock.patch.object(jax, "devices", jax.local_devices):
         warnings.simplefilter("ignore")  # brax says at every construction that its environments are frozen

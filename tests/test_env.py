@@ -395,6 +395,14 @@ def test_probes(id, suffix):
     assert id not in ("probe-obs", "probe-action") or 0 < up.sum() < num_envs
 
 
+@pytest.mark.slow
+def test_the_swimmer_swims():
+    """brax's file of it asks for a jax of earlier days."""
+    env = rlzoo.make("brax/swimmer")
+    state, step, _ = jax.jit(env.step)(env.reset(KEY, 2), jnp.ones((2, env.action_dim)), KEY, jnp.int32(0))
+    assert np.isfinite(state.obs).all() and (step.obs != step.next_obs).any()
+
+
 # ---- refusals -------------------------------------------------------------------------------------------
 
 
@@ -402,6 +410,7 @@ def test_probes(id, suffix):
     ("CartPole-v2", "unknown environment 'CartPole-v2'; nearest: CartPole-v1"),
     ("brax/hoper", "unknown brax environment 'hoper'; nearest: hopper"),
     ("brax/hopper:sprng", "unknown brax backend 'sprng'.*generalized, positional, spring, mjx"),
+    ("brax/swimmer:spring", "brax/swimmer has the backend generalized alone, not spring"),
     ("CartPole-v1?lenght=1", "no option 'lenght'; nearest: length"),
     ("CartPole-v1?stiky=0.1", "no option 'stiky'; nearest: sticky"),
     ("CartPole-v1?length=long", "length='long' must be a number"),
