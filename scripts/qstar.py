@@ -40,7 +40,8 @@ LIGHTS = f"{NETWORK} --scramble 30 --block-steps 50_000 --loss-threshold 1 --eva
 TRAINING = {  # name: algorithm, environment, flags of each phase
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
     "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
-    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 16_000_000 --halving-steps 4_000_000 --follow 1"),
+    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 16_000_000 --halving-steps 4_000_000 --follow 1",
+                    f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000 --follow 8"),
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
     "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 15_000_000 --block-steps 50_000 --loss-threshold 4 "
