@@ -347,7 +347,7 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
         lost = len(g.members) - len(scores)
         label = f"{name}, {len(scores)} seed" + "s" * (len(scores) != 1) + f" (diverged={lost})" * (lost > 0)
         middle = iqm(scores, axis=0) if steps.size else []
-        axes.plot(steps, middle, color=colour, lw=1.9, label=label, zorder=4)
+        axes.plot(steps, middle, color=colour, lw=1.9, label="\n".join(wrap(label, 48 if outside else 76)), zorder=4)
         if 1 < len(scores) <= 10 and not outside:
             axes.plot(steps, scores.T, color=colour, lw=0.6, alpha=0.35, zorder=2)
         if len(scores) > 1 and steps.size:
@@ -361,7 +361,9 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
     title = (title or " on ".join(who)) + f" ({', '.join(notes)})" * bool(notes)
     title = "\n".join(wrap(title, 76))
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=10)
-    axes.set_xlabel("environment steps")
+    online = metric.endswith("/return") and not any(
+        m.run.config.get("options", {}).get("dataset") for g in groups for m in g.members)
+    axes.set_xlabel("environment steps" if online else "steps")
     axes.set_ylabel(metric)
     axes.margins(x=0.01)
     axes.grid(color="#E6E6E6", lw=0.8)
