@@ -499,7 +499,7 @@ def experts(folder: Path, processes: int) -> None:
         for count in EXPERTS:
             runs[loss, count] = arm(folder / f"{loss}-{count}", DQN_FILE, [*flags, count, *final(rate)], processes)
     found = {key: scores(run) for key, run in runs.items()}
-    verdicts = [verdict(f"with {count} experts HL-Gauss beats mse", more, found["hl_gauss", count], found["mse", count])
+    verdicts = [verdict(f"experts: {count}, HL-Gauss beats mse", more, found["hl_gauss", count], found["mse", count])
                 for count in EXPERTS]
     verdicts += [verdict(f"HL-Gauss with 1 expert beats mse with {count}", more, found["hl_gauss", "1"], found["mse", count])
                  for count in EXPERTS[1:]]
