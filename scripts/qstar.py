@@ -79,7 +79,7 @@ def ship(name: str, run: Path) -> None:
 def keep(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("config.json", "metrics.csv", "summary.json"):
-        shutil.copy(run / file, folder / file)
+        (folder / file).write_text((run / file).read_text().replace(f"{ROOT}/", ""))
 
 
 def network(algorithm: str, env: str) -> solve.Trained:
@@ -346,8 +346,8 @@ def lights(folder: Path) -> None:
         known = list(csv.DictReader(file))
     after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
              "the share of states where the smallest q is a press of the solution: by chance, of the network in "
-             f"results/qstar/weights (60 million states), and of one of the same size that was told the exact q of all actions "
-             f"of {TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are at chance.", "",
+             "results/qstar/weights (60 million states), and of one of the same size that was told the exact q of all "
+             f"actions of {TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are at chance.", "",
              "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
              *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
                for r in known), ""]
