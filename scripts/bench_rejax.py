@@ -3,8 +3,8 @@
     python scripts/bench_rejax.py                # about ten minutes on 2 idle cores
 
 Both sides run in turn, `REPEATS` times, each in a process of its own with a cold compilation cache; the table gives
-medians and the ratio of the medians. The networks alone, forward and back on one minibatch without anything around
-them, bound what any implementation can reach here. rlzoo spreads many seeds over one process per core (`--processes`),
+medians and the ratio of the medians, beside the networks alone: forward and back on one minibatch, plainly, without
+anything around them. rlzoo spreads many seeds over one process per core (`--processes`),
 rejax uses XLA's own threads, as a user of each would. What could not be made equal is listed below the table.
 """
 
@@ -134,8 +134,8 @@ def main() -> None:
         "CartPole-v1, equal hyper-parameters and update ratio, no evaluation inside the timed part. Medians of "
         f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
         "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation). The last column: "
-        "updates/s of the networks' forward and backward passes alone, without environment, replay, loss and optimiser: "
-        "what any implementation can reach on this machine is below that.", "",
+        "updates/s of a plain version of the networks' forward and backward passes alone, without environment, replay, loss "
+        "and optimiser. Of dqn that is some four times rejax's or less, so there is no room for four times the updates.", "",
         "Made by `python scripts/bench_rejax.py`. "
         f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.", "",
         "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
