@@ -347,7 +347,7 @@ def lights(folder: Path) -> None:
     after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
              "the share of states where the smallest q is a press of the solution: by chance, of the network in "
              "results/qstar/weights (60 million states), and of one of the same size that was told the exact q of all "
-             f"actions of {TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are at chance.", "",
+             f"actions of {TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are close to chance.", "",
              "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
              *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
                for r in known), ""]
