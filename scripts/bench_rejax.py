@@ -135,7 +135,8 @@ def main() -> None:
         f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
         "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation). The last column: "
         "updates/s of a plain version of the networks' forward and backward passes alone, without environment, replay, loss "
-        "and optimiser. Of dqn that is some four times rejax's or less, so there is no room for four times the updates.", "",
+        "and optimiser. Of dqn that is some four times rejax's or less, so there is hardly room for four times the "
+        "updates.", "",
         "Made by `python scripts/bench_rejax.py`. "
         f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.", "",
         "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),

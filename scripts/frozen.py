@@ -31,7 +31,7 @@ class Config:
 
 
 def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm:
-    steps = config.total_steps // 2
+    steps = config.total_steps // 2  # below: the settings of the other studies on MinAtar, ONLINE of value_loss.py
     loss = "mse" if config.loss == "untrained" else config.loss
     first = pqn.Config(env=config.env, total_steps=steps, loss=loss, learning_rate=config.learning_rate, num_envs=32,
                        num_steps=8, minibatches=4, epochs=2, td_lambda=0.65, epsilon_end=0.05, hidden=(128,),

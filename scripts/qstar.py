@@ -44,8 +44,6 @@ TRAINING = {  # name: algorithm, environment, flags of each phase
                     f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000 --follow 8"),
     "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
                "--halving-steps 1_500_000 --eval-every 500_000"),
-    "tile24": ("qstar", "tile24", f"{NETWORK} --total-steps 15_000_000 --block-steps 50_000 --loss-threshold 4 "
-               "--halving-steps 5_000_000 --eval-every 1_500_000"),
     "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
     "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
                   "--halving-steps 400_000"),
