@@ -34,23 +34,20 @@ RUNS = ROOT / "runs" / "qstar"
 DATA = Path(os.environ.get("RLZOO_DATA", ROOT.parent / "shared" / "data")) / "qstar"
 MODULES = {"qstar": qstar, "astar": astar}
 
-NETWORK = "--first 512 --width 256 --blocks 2 --batch-size 500"
-CUBE = f"{NETWORK} --scramble 20 --block-steps 100_000 --loss-threshold 3 --eval-every 1_000_000"
-LIGHTS = f"{NETWORK} --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
+NETWORK = "--first 512 --width 256 --blocks 2"
+CUBE = f"{NETWORK} --batch-size 1_000 --scramble 26 --loss-threshold 3 --eval-every 2_000_000"
+LIGHTS = f"{NETWORK} --batch-size 500 --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
+TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
 TRAINING = {  # name: algorithm, environment, flags of each phase
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
     "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
     "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 16_000_000 --halving-steps 4_000_000 --follow 1",
                     f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000 --follow 8"),
-    "tile15": ("qstar", "tile15", f"{NETWORK} --total-steps 5_000_000 --block-steps 50_000 --loss-threshold 4 "
-               "--halving-steps 1_500_000 --eval-every 500_000"),
-    "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 5_000_000 --warmup-steps 3_000_000 --halving-steps 1_250_000"),
-    "cube3-156": ("qstar", "cube3?actions=156", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
-                  "--halving-steps 400_000"),
-    "cube3-1884": ("qstar", "cube3?actions=1884", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 "
-                   "--halving-steps 400_000", f"{CUBE} --total-steps 3_500_000 --warmup-steps 1_000_000 "
-                   "--halving-steps 1_200_000"),
-    "cube3-value": ("astar", "cube3", f"{CUBE} --total-steps 1_500_000 --warmup-steps 1_000_000 --halving-steps 400_000"),
+    "tile15": ("qstar", "tile15", f"{TILES} --batch-size 500 --total-steps 5_000_000 --halving-steps 1_500_000 "
+               "--eval-every 500_000"),
+    "tile24": ("qstar", "tile24", f"{TILES} --batch-size 1_000 --total-steps 36_000_000 --halving-steps 9_000_000 "
+               "--eval-every 2_000_000 --eval-moves 200"),
+    "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 50_000_000 --warmup-steps 50_000_000 --halving-steps 12_500_000"),
 }
 
 # ---- networks -------------------------------------------------------------------------------------------------
