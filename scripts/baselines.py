@@ -43,6 +43,11 @@ STUDIES = {  # name -> (algorithm, flags, goal)
     "ppo-spaceinvaders": ("ppo", ["--env", "SpaceInvaders-MinAtar", "--total-steps", "1_000_000", *MINATAR],
                           "at 1e7 steps, gymnax's published checkpoint: 131"),
     "pqn-cartpole": ("pqn", ["--env", "CartPole-v1", "--total-steps", "500_000"], "IQM >= 490"),
+    "pqn-breakout": ("pqn", [
+        "--env", "Breakout-MinAtar", "--total-steps", "10_000_000", "--num-envs", "128", "--num-steps", "32",
+        "--minibatches", "32", "--epochs", "2", "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.1",
+        "--hidden", "128", "--eval-every", "2_000_000"],
+        "published: 70 for PQN at ten times the steps (SCORER's paper), 28 for gymnax's PPO at as many"),
     "hl_gauss-cartpole": ("hl_gauss", [
         "--env", "CartPole-v1", "--total-steps", "500_000", "--learning-rate", "1e-3", "--eval-every", "100_000"],
         "IQM >= 490"),

@@ -285,28 +285,6 @@ def one_game(game: str) -> Callable:
     return study
 
 
-FULL = ["--env", "Breakout-MinAtar", "--total-steps", "10_000_000", "--num-envs", "128", "--num-steps", "32",
-        "--minibatches", "32", "--epochs", "2", "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.1",
-        "--hidden", "128", "--v-min", "-1", "--v-max", "19", "--eval-every", "2_000_000", "--eval-episodes", "128"]
-
-
-def full(folder: Path, processes: int) -> None:
-    runs = {(loss,): arm(folder / loss, PQN_FILE, [*FULL, "--loss", loss, *final("5e-4")], processes)
-            for loss in ("mse", "hl_gauss")}
-    found = {loss: scores(run) for (loss,), run in runs.items()}
-    report.plot_curves(list(runs.values()), folder / "curves.png", title="Breakout-MinAtar, 10 million steps")
-    speed = ", ".join(f"{loss} {run.summary['steps_per_second']:,.0f}" for (loss,), run in runs.items())
-    write_readme(
-        folder, "E1: Breakout-MinAtar at 10 million steps",
-        "Claim (figure 4, left): HL-Gauss is ahead of the squared error.",
-        "PQN at purejaxql's settings for MinAtar (its learning rate, which was chosen for the squared error, serves both "
-        f"losses), {SEEDS} seeds, last iterate, 128 greedy episodes of each; IQM with its 95% interval. Published on this "
-        "game: gymnax's PPO checkpoint 28 after as many steps; the PQN that SCORER's paper compares with 70 after ten times "
-        f"as many. Steps/s of all seeds on one core, beside other work: {speed}. "
-        "Made by `python scripts/value_loss.py --only full`.",
-        tabulate(runs, ["loss"]), [verdict("HL-Gauss beats mse", more, found["hl_gauss"], found["mse"])])
-
-
 def sticky(folder: Path, processes: int) -> None:
     game, runs = "Breakout-MinAtar", {}
     for loss in ("mse", "hl_gauss", "c51"):
@@ -706,7 +684,7 @@ def board(folder: Path, processes: int) -> None:
 
 # ---- the index --------------------------------------------------------------------------------------------------
 
-CODES = {"full": "E1", "breakout": "E1", "spaceinvaders": "E1", "asterix": "E1", "freeway": "E1", "seaquest": "E1",
+CODES = {"breakout": "E1", "spaceinvaders": "E1", "asterix": "E1", "freeway": "E1", "seaquest": "E1",
          "frozen": "A5", "sticky": "A4", "noise": "A3", "sarsa": "A7", "long": "E2", "smoothing": "A2", "width": "E3",
          "experts": "E3", "board": "E7", "plasticity": "A6"}
 NOT_RUN = {
@@ -743,7 +721,6 @@ STUDIES: dict[str, Callable] = {
     "asterix": one_game("Asterix-MinAtar"),
     "freeway": one_game("Freeway-MinAtar"),
     "seaquest": one_game("Seaquest-MinAtar"),
-    "full": full,
     "sticky": sticky,
     "noise": noise,
     "sarsa": sarsa,
