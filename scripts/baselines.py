@@ -46,7 +46,7 @@ STUDIES = {  # name -> (algorithm, flags, goal)
     "pqn-breakout": ("pqn", [
         "--env", "Breakout-MinAtar", "--total-steps", "10_000_000", "--num-envs", "128", "--num-steps", "32",
         "--minibatches", "32", "--epochs", "2", "--td-lambda", "0.65", "--epsilon-end", "0.05", "--epsilon-fraction", "0.1",
-        "--hidden", "128", "--eval-every", "2_000_000"],
+        "--hidden", "128", "--v-min", "-1", "--v-max", "19", "--eval-every", "2_000_000"],
         "published: 70 for PQN at ten times the steps (SCORER's paper), 28 for gymnax's PPO at as many"),
     "hl_gauss-cartpole": ("hl_gauss", [
         "--env", "CartPole-v1", "--total-steps", "500_000", "--learning-rate", "1e-3", "--eval-every", "100_000"],
