@@ -42,8 +42,9 @@ TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
 TRAINING = {  # name: algorithm, environment, flags of each phase
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
     "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
-    "lights-out7": ("qstar", "lights-out7", f"{LIGHTS} --total-steps 16_000_000 --halving-steps 4_000_000 --follow 1",
-                    f"{LIGHTS} --total-steps 60_000_000 --halving-steps 15_000_000 --follow 8"),
+    "lights-out7": ("qstar", "lights-out7", "--first 1024 --width 256 --blocks 2 --batch-size 1_000 --scramble 20 "
+                    "--block-steps 100_000 --loss-threshold 1 --eval-every 5_000_000 --total-steps 120_000_000 "
+                    "--halving-steps 25_000_000 --follow 2"),
     "tile15": ("qstar", "tile15", f"{TILES} --batch-size 500 --total-steps 5_000_000 --halving-steps 1_500_000 "
                "--eval-every 500_000"),
     "tile24": ("qstar", "tile24", f"{TILES} --batch-size 1_000 --total-steps 24_000_000 --halving-steps 6_000_000 "

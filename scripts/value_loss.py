@@ -489,7 +489,7 @@ def width(folder: Path, processes: int) -> None:
         tabulate(runs, ["loss", "width"]), verdicts)
 
 
-EXPERTS = ("1", "4")
+EXPERTS = ("1", "2", "4", "8")
 MIXTURE = ["--env", "Breakout-MinAtar", "--total-steps", "50_000", "--num-envs", "4", "--hidden", "128", "--buffer-size",
            "50_000", "--batch-size", "32", "--learning-starts", "4_000", "--target-every", "1_000", "--v-min", "-1",
            "--v-max", "19", "--eval-every", "25_000", "--eval-episodes", "64"]
@@ -518,7 +518,7 @@ def experts(folder: Path, processes: int) -> None:
         "DQN (`hl_gauss.py`) with a convolution of 16 channels and a SoftMoE in place of the hidden layer, each expert with "
         f"128 hidden units, {SEEDS} seeds, last iterate, 64 greedy episodes of each; IQM with its 95% interval. "
         f"{how_tuned()}, for each loss with one expert; the highest was the best for {at_top(runs)}. Reduced: 50,000 steps "
-        "on one game, 1 and 4 experts; the paper has IMPALA's network, 20 Atari games, and 2 and 8 experts too. Made by "
+        "on one game; the paper has IMPALA's network and 20 Atari games. Made by "
         "`python scripts/value_loss.py --only experts`.",
         tabulate(runs, ["loss", "experts"]), verdicts)
 
