@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rlzoo.algorithms import astar, qstar
+from rlzoo.envs import LightsOut
 
 import rlzoo
 from rlzoo import machine, report, search, solve, train
@@ -36,6 +37,7 @@ MODULES = {"qstar": qstar, "astar": astar}
 
 NETWORK = "--first 512 --width 256 --blocks 2"
 CUBE = f"{NETWORK} --batch-size 1_000 --scramble 26 --loss-threshold 3 --eval-every 2_000_000"
+LONG = f"{CUBE} --total-steps 60_000_000 --warmup-steps 50_000_000 --block-steps 2_000_000 --halving-steps 12_500_000"
 SHORT = f"{CUBE} --total-steps 24_000_000 --warmup-steps 20_000_000 --block-steps 800_000 --halving-steps 5_000_000"
 LIGHTS = f"{NETWORK} --batch-size 500 --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
 TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
@@ -49,10 +51,9 @@ TRAINING = {  # name: algorithm, environment, flags of each phase
                "--eval-every 500_000"),
     "tile24": ("qstar", "tile24", f"{TILES} --batch-size 1_000 --total-steps 24_000_000 --halving-steps 6_000_000 "
                "--eval-every 2_000_000 --eval-moves 200"),
-    "cube3": ("qstar", "cube3", f"{CUBE} --total-steps 60_000_000 --warmup-steps 50_000_000 --block-steps 2_000_000 "
-              "--halving-steps 12_500_000"),
+    "cube3": ("qstar", "cube3", LONG),
     "cube3-156": ("qstar", "cube3?actions=156", SHORT),
-    "cube3-1884": ("qstar", "cube3?actions=1884", SHORT),
+    "cube3-1884": ("qstar", "cube3?actions=1884", LONG),
     "cube3-value": ("astar", "cube3", SHORT),
 }
 
@@ -234,20 +235,20 @@ def actions(folder: Path) -> None:
         body, *table)
 
 
-PUBLISHED = {  # environment: file, weight, batch, states, nodes
-    "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000),
-    "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 10, 200_000),
-    "tile24": ("puzzle24_test.npz", 0.8, 1_000, 248, 1_000_000),
-    "cube3": ("cube3_test.npz", 0.6, 1_000, 100, 500_000),
+PUBLISHED = {  # environment: file, weight, batch, states, nodes, entries of the open list (None: as many as could come)
+    "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000, None),
+    "lights-out7": ("lightsout7_test.npz", 0.0, 1_000, 10, 3_000_000, 1_000_000),
+    "tile24": ("puzzle24_test.npz", 0.8, 1_000, 248, 1_000_000, None),
+    "cube3": ("cube3_test.npz", 0.6, 1_000, 100, 500_000, None),
 }
 
 
 def published(folder: Path) -> None:
     """DeepCubeA's test states, as far as these networks reach."""
     rows, body = load(folder), []
-    for env, (file, weight, batch, count, nodes) in PUBLISHED.items():
+    for env, (file, weight, batch, count, nodes, entries) in PUBLISHED.items():
         if not pick(rows, env=env):
-            searcher = Searcher("Q*", env, batch, nodes)
+            searcher = Searcher("Q*", env, batch, nodes, entries)
             with np.load(DATA / file) as arrays:
                 states, best = searcher.puzzle.read(dict(arrays)), arrays["opt_len"]
             rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(min(count, len(states)))]
@@ -352,8 +353,8 @@ def lights(folder: Path) -> None:
         known = list(csv.DictReader(file))
     after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
              "the share of states where the smallest q is a press of the solution: by chance, of the network in "
-             "results/qstar/weights (60 million states), and of one of the same size that was told the exact q of all "
-             f"actions of {TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are close to chance.", "",
+             f"results/qstar/weights (`--train`), and of one of the same size that was told the exact q of all actions of "
+             f"{TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are close to chance.", "",
              "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
              *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
                for r in known), ""]
@@ -363,11 +364,16 @@ def lights(folder: Path) -> None:
         ["board", "presses", "solved", "at the best cost", "generated", "CPU s"], body, *after)
 
 
+def press(key: jax.Array, presses: jax.Array, puzzle: LightsOut) -> tuple[jax.Array, jax.Array]:
+    """For each entry of `presses` a set of that many different presses and the state it makes: two uint8 [n, size]."""
+    cells = jax.random.uniform(key, (len(presses), puzzle.size)).argsort(-1) < presses[:, None]
+    return cells.astype(jnp.uint8), (cells @ puzzle.switches % 2).astype(jnp.uint8)
+
+
 def pressed(side: int, presses: int, count: int) -> np.ndarray:
     """Up to `count` states [n, side * side] of Lights Out that need exactly `presses` presses; none where none does."""
     puzzle = rlzoo.make(f"lights-out{side}").inner
-    cells = jax.random.uniform(jax.random.key(presses), (200 * count, side * side)).argsort(-1) < presses
-    states = (cells @ puzzle.switches % 2).astype(np.uint8)
+    _, states = press(jax.random.key(presses), jnp.full(200 * count, presses), puzzle)
     return np.asarray(states[puzzle.distance(states) == presses][:count])
 
 
@@ -381,18 +387,12 @@ def taught(file: Path) -> None:
 
     found = network("qstar", "lights-out7")
     puzzle, net = rlzoo.make("lights-out7").inner, qstar.network(found.config, rlzoo.make("lights-out7").inner)
-    switches, batch, optimizer = jnp.asarray(puzzle.switches, jnp.float32), found.config.batch_size, optax.scale_by_adam()
-
-    def sample(key: jax.Array, presses: jax.Array) -> tuple:
-        """States and the sets of presses [n, 49] that solve them, the only ones at this size."""
-        order = jax.random.uniform(key, (len(presses), puzzle.size)).argsort(-1).argsort(-1)
-        answer = (order < presses[:, None]).astype(jnp.float32)
-        return (answer @ switches % 2).astype(jnp.uint8), answer
+    batch, optimizer = found.config.batch_size, optax.scale_by_adam()
 
     def update(carry: tuple, t: jax.Array) -> tuple:
         variables, opt_state = carry
         key, depth_key = jax.random.split(jax.random.fold_in(jax.random.key(0), t))
-        states, answer = sample(key, jax.random.randint(depth_key, (batch,), 0, 31))
+        answer, states = press(key, jax.random.randint(depth_key, (batch,), 0, 31), puzzle)
         exact = answer.sum(-1, keepdims=True) + 1.0 - 2.0 * answer + 1.0  # the press, and what then remains
 
         def loss(params: dict) -> tuple:
@@ -406,7 +406,7 @@ def taught(file: Path) -> None:
         return ({"params": params, **stats}, opt_state), None
 
     def right(variables: dict, presses: int) -> float:
-        states, answer = sample(jax.random.key(presses), jnp.full(2_000, presses))
+        answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
         best = net.apply(variables, puzzle.inputs(states)).argmin(-1)
         return float(jnp.take_along_axis(answer, best[:, None], 1).mean())
 
