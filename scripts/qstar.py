@@ -237,7 +237,7 @@ def actions(folder: Path) -> None:
 
 PUBLISHED = {  # environment: file, weight, batch, states, nodes, entries of the open list (None: as many as could come)
     "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000, None),
-    "lights-out7": ("lightsout7_test.npz", 0.0, 1_000, 10, 3_000_000, 1_000_000),
+    "lights-out7": ("lightsout7_test.npz", 0.0, 10_000, 10, 2_000_000, 2_000_000),
     "tile24": ("puzzle24_test.npz", 0.8, 1_000, 248, 1_000_000, None),
     "cube3": ("cube3_test.npz", 0.6, 1_000, 100, 500_000, None),
 }
