@@ -228,7 +228,7 @@ def actions(folder: Path) -> None:
     write(folder, "Q* and A* with 12, 156 and 1884 actions", [
         f"The cube, {count} scrambles of each number of quarter turns, weight {weight}, batch "
         f"{batch}. An action of k turns costs k, so the best cost is the same for every set of actions. Networks are of one "
-        f"size ({NETWORK}), trained on 24 million states (with 12 actions: 60); the A* searches share one value network. "
+        f"size ({NETWORK}), trained on 60 million states (156 actions and A*: 24); the A* searches share one value network. "
         "Made by `python scripts/qstar.py --only actions`; all searches in searches.csv. Mebibytes: what nodes and entries "
         "take that were stored."],
         ["turns", "actions", "search", "solved", "cost", "generated", "network calls", "nodes", "MiB", "CPU s"],
