@@ -1,6 +1,6 @@
 """The networks and the studies in results/qstar: what Q* search saves where there are many actions, and what it reaches.
 
-    python scripts/qstar.py --train              # every network of TRAINING, 2.5 hours of one core; done ones are kept
+    python scripts/qstar.py --train              # every network of TRAINING, 4 hours of one core; done ones are kept
     python scripts/qstar.py --train cube3        # one of them
     python scripts/qstar.py                      # the studies, with the weights in results/qstar/weights
     python scripts/qstar.py --only actions       # one of them: actions, published, depths, sweep, lights, follow
@@ -261,7 +261,7 @@ def published(folder: Path) -> None:
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
         "The published states (half of the set; of Lights Out the first 10, of the cube the first 100) searched by Q* "
-        "with the networks in results/qstar/weights, which were trained on one CPU core for minutes. DeepCubeA's, trained "
+        "with the networks in results/qstar/weights, which were trained on one CPU core for 4 to 70 minutes. DeepCubeA's, trained "
         "for a million updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's and 99.8% of the 24-puzzle's "
         "at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only published`."],
         ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
