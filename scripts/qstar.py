@@ -261,9 +261,9 @@ def published(folder: Path) -> None:
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
         "The published states (half of the set; of Lights Out the first 10, of the cube the first 100) searched by Q* "
-        "with the networks in results/qstar/weights, which were trained on one CPU core for 4 to 70 minutes. DeepCubeA's, trained "
-        "for a million updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's and 99.8% of the 24-puzzle's "
-        "at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only published`."],
+        "with the networks in results/qstar/weights, which were trained on one CPU core for 4 to 70 minutes. DeepCubeA's, "
+        "trained for a million updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's and 99.8% of the "
+        "24-puzzle's at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only published`."],
         ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
          "CPU s"], body)
 
