@@ -41,7 +41,7 @@ LONG = f"{CUBE} --total-steps 60_000_000 --warmup-steps 50_000_000 --block-steps
 SHORT = f"{CUBE} --total-steps 24_000_000 --warmup-steps 20_000_000 --block-steps 800_000 --halving-steps 5_000_000"
 LIGHTS = f"{NETWORK} --batch-size 500 --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
 TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
-TRAINING = {  # name: algorithm, environment, flags of each phase
+TRAINING = {  # name: algorithm, environment, flags
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
     "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
     "lights-out7": ("qstar", "lights-out7", "--first 1024 --width 256 --blocks 2 --batch-size 1_000 --scramble 20 "
@@ -61,18 +61,12 @@ TRAINING = {  # name: algorithm, environment, flags of each phase
 
 
 def make_network(name: str) -> None:
-    """Train in phases, each of which goes on where the one before ended; what is done already is not done again."""
-    algorithm, env, *phases = TRAINING[name]
+    """Train, from where training was stopped if it was; what is done already is not done again."""
+    algorithm, env, flags = TRAINING[name]
     run = RUNS / name
-    for flags in phases:
-        resume = ["--resume", "--force"] if (run / "config.json").exists() else []
-        subprocess.run([sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--env", env, *flags.split(),
-                        "--out", str(run), *resume], check=True)
-    ship(name, run)
-
-
-def ship(name: str, run: Path) -> None:
-    algorithm, env = TRAINING[name][:2]
+    resume = ["--resume"] if (run / "config.json").exists() else []
+    subprocess.run([sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--env", env, *flags.split(),
+                    "--out", str(run), *resume], check=True)
     config = Record.read(run).config(MODULES[algorithm].Config)
     solve.save(solve.weights_file(algorithm, env), config, train.trained(run).policy)
     keep(run, OUT / "training" / name)
@@ -257,7 +251,7 @@ def published(folder: Path) -> None:
         done = solved(mine)
         body.append([env, f"{weight:g}", f"{batch:,}", f"{nodes:,}", f"{len(done)} of {len(mine)}",
                      f"{sum(r['cost'] == r['best'] for r in done)}",
-                     f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})",
+                     f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})" if done else "",
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
         "The published states (half of the set; of Lights Out the first 10, of the cube the first 100) searched by Q* "
@@ -353,7 +347,7 @@ def lights(folder: Path) -> None:
         known = list(csv.DictReader(file))
     after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
              "the share of states where the smallest q is a press of the solution: by chance, of the network in "
-             f"results/qstar/weights (`--train`), and of one of the same size that was told the exact q of all actions of "
+             "results/qstar/weights (`--train`), and of one of the same size that was told the exact q of all actions of "
              f"{TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are close to chance.", "",
              "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
              *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
