@@ -17,7 +17,10 @@ cost + min q_target(s', .), which is 0 at a goal and before the first copy. The 
 `block_steps` states, if the last loss is below `loss_threshold`. With `follow` training also goes where those actions
 lead, as DeepCubeA goes by search on its harder puzzles: a q that is too low draws the actions, and is put right. With
 `warmup_steps` the first targets are instead the moves of the scramble, an upper bound: of the action that undoes the
-last one, and of random ones; copies then ask for no small loss.
+last one, and of random ones; copies then ask for no small loss. Where moves commute and undo themselves (Lights Out), a
+walk goes on for ever instead: the moves it made an odd number of times are a way back, and give the targets of all actions.
+It accepts moves as Metropolis does, by how many entries of the state differ from the goal's: its states
+look like the goal though they are far from it, and from few lights parities can be learnt.
 
 Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
 copies; a goal's value is 0 rather than learnt; the default network is smaller (paper: --first 5000 --width 1000
@@ -37,6 +40,9 @@ from flax import struct
 
 import rlzoo
 from rlzoo import search
+
+MOVES = 10
+"""moves that a walk which goes on tries in each call"""
 
 
 @rlzoo.config
@@ -59,6 +65,8 @@ class Config:
     """width of the others"""
     blocks: int = rlzoo.static(2)
     """residual blocks of two layers each"""
+    periodic: bool = rlzoo.static(False)
+    """one layer of `first` cosines instead of all others: for puzzles whose moves answer to parities"""
     eval_moves: int = rlzoo.static(50)
     """moves in which evaluation must solve"""
     learning_rate: float = 1e-3
@@ -69,6 +77,8 @@ class Config:
     """the loss below which the network is copied to the target"""
     temperature: float = 1 / 3
     """of the choice of actions"""
+    cold: float = 2.0
+    """inverse temperature of the walks of warm-up where moves commute"""
     follow: float = 0.0
     """actions on average that are followed from a scramble before the next; every state on the way is learnt from"""
 
@@ -95,7 +105,21 @@ class ResNet(nn.Module):
         return nn.Dense(self.out)(x)
 
 
+class Cosines(nn.Module):
+    """A value for each action that is linear in cosines: of pi times a sum of bits, one is their parity."""
+
+    first: int
+    out: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        angles = nn.Dense(self.first, kernel_init=nn.initializers.normal(1.0), bias_init=nn.initializers.uniform(2 * jnp.pi))
+        return nn.Dense(self.out)(jnp.cos(angles(x)))
+
+
 def network(config, puzzle):
+    if config.periodic:
+        return Cosines(config.first, puzzle.num_actions)
     return ResNet(config.first, config.width, config.blocks, puzzle.num_actions)
 
 
@@ -117,6 +141,8 @@ class State:
     loss: jax.Array
     walk: jax.Array
     """uint8 [batch_size, size]: where the last actions led"""
+    made: jax.Array
+    """bool [batch_size, actions], where moves commute: those made an odd number of times on the way to `walk`"""
     key: jax.Array
 
 
@@ -126,6 +152,11 @@ class State:
 def q_target(cost, next_q, next_goal):
     """Bellman's equation for a path's cost: cost [n], next_q [n, actions], next_goal bool [n]."""
     return cost + jnp.where(next_goal, 0.0, jnp.maximum(next_q.min(-1), 0.0))
+
+
+def of(q, action):
+    """q [n, actions] of one action in each state: int [n] -> [n]."""
+    return jnp.take_along_axis(q, action[:, None], 1)[:, 0]
 
 
 def choose(key, q, temperature):
@@ -152,10 +183,11 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         net_key, key = jax.random.split(key)
         variables = net.init(net_key, jnp.zeros((1, puzzle.num_inputs)))
         return State(variables, variables, optimizer.init(variables["params"]), jnp.int32(0), jnp.float32(jnp.inf),
-                     puzzle.scramble(net_key, jnp.zeros(count, jnp.int32), 0), key)
+                     puzzle.scramble(net_key, jnp.zeros(count, jnp.int32), 0),
+                     jnp.zeros((count, puzzle.num_actions if puzzle.commutes else 0), bool), key)
 
     def bootstrapped(state, key):
-        """States, and what to do with their q: (states, q -> (action, target, states to go on from))."""
+        """States, and what to do with their q: (state, states, q -> (errors, states to go on from))."""
         depth_key, key, act_key, stay_key = jax.random.split(key, 4)
         states = puzzle.scramble(key, jax.random.randint(depth_key, (count,), 0, longest + 1), longest)
         goes_on = jax.random.bernoulli(stay_key, config.follow / (config.follow + 1.0), (count,))
@@ -165,9 +197,9 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
             action = choose(act_key, q, config.temperature)
             after = puzzle.apply(states, action)
             next_q = net.apply(state.target, puzzle.inputs(after)) * (state.copies > 0)
-            return action, q_target(costs[action], next_q, puzzle.is_goal(after)), after
+            return of(q, action) - q_target(costs[action], next_q, puzzle.is_goal(after)), after
 
-        return states, regress
+        return state, states, regress
 
     def by_scramble(state, key):
         depth_key, key, act_key, which_key, last_key = jax.random.split(key, 5)
@@ -181,16 +213,33 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         goal = puzzle.is_goal(puzzle.apply(states, action))
         undoes = goes_back & (states != before).any(-1)  # a move that was not possible is not undone
         back = costs[jnp.asarray(puzzle.inverse)[action]] + costs[undo] + depth  # back here, then as the scramble came
-        return states, lambda q: (action, costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back)), states)
+        target = costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back))
+        return state, states, lambda q: (of(q, action) - target, states)
+
+    def by_set(state, key):
+        move_key, luck_key = jax.random.split(key)
+        actions = jax.random.randint(move_key, (MOVES, count), 0, puzzle.num_actions)
+        luck = jax.random.exponential(luck_key, (MOVES, count))
+        unlike = lambda states: (states != puzzle.goal).sum(-1)
+
+        def move(walk, x):
+            (states, made), (action, luck) = walk, x
+            after = puzzle.apply(states, action)
+            goes = config.cold * (unlike(after) - unlike(states)) <= luck
+            made = made ^ (jax.nn.one_hot(action, puzzle.num_actions, dtype=bool) & goes[:, None])
+            return (jnp.where(goes[:, None], after, states), made), None
+
+        (states, made), _ = jax.lax.scan(move, (state.walk, state.made), (actions, luck))
+        target = costs + (made @ costs)[:, None] + jnp.where(made, -costs, costs)
+        return state.replace(made=made), states, lambda q: (q - target, states)
 
     def update(state, t, key, sample):
-        states, regress = sample(state, key)
+        state, states, regress = sample(state, key)
 
         def loss(params):
             q, stats = net.apply({**state.variables, "params": params}, puzzle.inputs(states), train=True,
                                  mutable=["batch_stats"])
-            action, target, after = regress(jax.lax.stop_gradient(q))
-            error = jnp.take_along_axis(q, action[:, None], 1)[:, 0] - target
+            error, after = regress(q)
             return (error ** 2).mean(), (stats, q.min(-1).mean(), after)
 
         (value, (stats, q, after)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
@@ -208,7 +257,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
     def step(state, t):
         key, step_key = jax.random.split(state.key)
         learn = lambda sample: lambda: update(state.replace(key=key), t, step_key, sample)
-        state, q = jax.lax.cond(t < warmup_calls, learn(by_scramble), learn(bootstrapped))
+        warm_up = by_set if puzzle.commutes else by_scramble
+        state, q = jax.lax.cond(t < warmup_calls, learn(warm_up), learn(bootstrapped))
         state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
         return state, {"loss/q": state.loss, "value": q, "updates": state.copies}
 

@@ -14,6 +14,7 @@ class LightsOut(Puzzle):
     column. Presses commute, and pressing a cell twice does nothing: a state is solved by pressing some set of cells."""
 
     values = 2
+    commutes = True
     goal: np.ndarray
 
     def __init__(self, side: int):

@@ -51,6 +51,8 @@ class Puzzle(environment.Environment):
     inverse: np.ndarray | None
     """int32 [num_actions]: the action that undoes each action wherever it was possible; None where moves cannot be
     undone"""
+    commutes: bool = False
+    """all actions commute and each undoes itself, so that a set of them is a path, in any order"""
     goal: np.ndarray | None
     """uint8 [size]; None where each state holds its own goal"""
     params: Params

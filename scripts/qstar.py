@@ -11,6 +11,7 @@ results/qstar/weights, where `--solve` finds them. Every study writes a table of
 
 import argparse
 import csv
+import itertools
 import os
 import shutil
 import subprocess
@@ -38,23 +39,23 @@ MODULES = {"qstar": qstar, "astar": astar}
 NETWORK = "--first 512 --width 256 --blocks 2"
 CUBE = f"{NETWORK} --batch-size 1_000 --scramble 26 --loss-threshold 3 --eval-every 2_000_000"
 LONG = f"{CUBE} --total-steps 60_000_000 --warmup-steps 50_000_000 --block-steps 2_000_000 --halving-steps 12_500_000"
-SHORT = f"{CUBE} --total-steps 24_000_000 --warmup-steps 20_000_000 --block-steps 800_000 --halving-steps 5_000_000"
 LIGHTS = f"{NETWORK} --batch-size 500 --scramble 30 --block-steps 50_000 --loss-threshold 1 --eval-every 1_000_000"
+PARITIES = ("--first 512 --periodic --batch-size 1_000 --scramble 50 --block-steps 100_000 --loss-threshold 1 "
+            "--eval-every 2_000_000 --total-steps 36_000_000 --warmup-steps 24_000_000 --learning-rate 6e-3 "
+            "--halving-steps 6_000_000")
 TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
 TRAINING = {  # name: algorithm, environment, flags
     "lights-out5": ("qstar", "lights-out5", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 15"),
-    "lights-out6": ("qstar", "lights-out6", f"{LIGHTS} --total-steps 12_000_000 --halving-steps 3_000_000 --follow 4"),
-    "lights-out7": ("qstar", "lights-out7", "--first 1024 --width 256 --blocks 2 --batch-size 1_000 --scramble 20 "
-                    "--block-steps 100_000 --loss-threshold 1 --eval-every 5_000_000 --total-steps 120_000_000 "
-                    "--halving-steps 25_000_000 --follow 2"),
+    "lights-out6": ("qstar", "lights-out6", PARITIES),
+    "lights-out7": ("qstar", "lights-out7", PARITIES),
     "tile15": ("qstar", "tile15", f"{TILES} --batch-size 500 --total-steps 5_000_000 --halving-steps 1_500_000 "
                "--eval-every 500_000"),
     "tile24": ("qstar", "tile24", f"{TILES} --batch-size 1_000 --total-steps 24_000_000 --halving-steps 6_000_000 "
                "--eval-every 2_000_000 --eval-moves 200"),
     "cube3": ("qstar", "cube3", LONG),
-    "cube3-156": ("qstar", "cube3?actions=156", SHORT),
+    "cube3-156": ("qstar", "cube3?actions=156", LONG),
     "cube3-1884": ("qstar", "cube3?actions=1884", LONG),
-    "cube3-value": ("astar", "cube3", SHORT),
+    "cube3-value": ("astar", "cube3", LONG),
 }
 
 # ---- networks -------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def actions(folder: Path) -> None:
     write(folder, "Q* and A* with 12, 156 and 1884 actions", [
         f"The cube, {count} scrambles of each number of quarter turns, weight {weight}, batch "
         f"{batch}. An action of k turns costs k, so the best cost is the same for every set of actions. Networks are of one "
-        f"size ({NETWORK}), trained on 60 million states (156 actions and A*: 24); the A* searches share one value network. "
+        f"size ({NETWORK}), trained on 60 million states; the A* searches share one value network. "
         "Made by `python scripts/qstar.py --only actions`; all searches in searches.csv. Mebibytes: what nodes and entries "
         "take that were stored."],
         ["turns", "actions", "search", "solved", "cost", "generated", "network calls", "nodes", "MiB", "CPU s"],
@@ -231,7 +232,7 @@ def actions(folder: Path) -> None:
 
 PUBLISHED = {  # environment: file, weight, batch, states, nodes, entries of the open list (None: as many as could come)
     "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000, None),
-    "lights-out7": ("lightsout7_test.npz", 0.0, 10_000, 10, 2_000_000, 2_000_000),
+    "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 250, 1_000_000, None),
     "tile24": ("puzzle24_test.npz", 0.8, 1_000, 248, 1_000_000, None),
     "cube3": ("cube3_test.npz", 0.6, 1_000, 100, 500_000, None),
 }
@@ -254,8 +255,8 @@ def published(folder: Path) -> None:
                      f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})" if done else "",
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
-        "The published states (half of the set; of Lights Out the first 10, of the cube the first 100) searched by Q* "
-        "with the networks in results/qstar/weights, which were trained on one CPU core for 4 to 70 minutes. DeepCubeA's, "
+        "The published states (half of the set; of the cube the first 100) searched by Q* "
+        "with the networks in results/qstar/weights, which were trained on one CPU core for 8 to 29 minutes. DeepCubeA's, "
         "trained for a million updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's and 99.8% of the "
         "24-puzzle's at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only published`."],
         ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
@@ -322,7 +323,7 @@ def sweep(folder: Path) -> None:
 
 
 def lights(folder: Path) -> None:
-    """Lights Out by size and by the presses that a state needs, and what keeps the largest from being solved."""
+    """Lights Out by size and by the presses that a state needs, and what makes the largest learnable."""
     count, weight, batch, limit, rows, body = 10, 0.2, 1_000, 300_000, load(folder), []
     for side in (5, 6, 7):
         env = f"lights-out{side}"
@@ -341,17 +342,21 @@ def lights(folder: Path) -> None:
             body.append([f"{side} by {side}", str(presses), f"{len(done)} of {len(mine)}",
                          str(sum(r["cost"] == r["best"] for r in done)), f"{mean(done, 'generated'):,.4g}",
                          f"{mean(mine, 'cpu_seconds'):.2f}"])
-    if not (folder / "taught.csv").exists():
-        taught(folder / "taught.csv")
-    with (folder / "taught.csv").open() as file:
+    after = ["What makes 7 by 7 learnable: there each press of the solution is the parity of 14 to 23 of the 49 lights. The "
+             "table has the share of states in which the smallest q is a press of the solution, for two networks (residual: "
+             "1024, 256 and two blocks of 256; cosines: one layer of 512) after ten million states of each kind: from "
+             "scrambles of at most 20 presses by Q-learning; from presses drawn at random whose set is told; and from presses "
+             "drawn by Metropolis, so that few lights are on, whose set is told (`--cold`, the default in warm-up). One seed.",
+             "", "| presses | chance | " + " | ".join(f"{network}, {name}" for name in LEARNT for network in NETWORKS) + " |",
+             "|---" * (2 + len(LEARNT) * len(NETWORKS)) + "|"]
+    if not (folder / "learnt.csv").exists():
+        learn(folder / "learnt.csv")
+    with (folder / "learnt.csv").open() as file:
         known = list(csv.DictReader(file))
-    after = ["What stops it at 7 by 7: each press of the solution is the parity of 14 to 23 of the 49 lights. The table has "
-             "the share of states where the smallest q is a press of the solution: by chance, of the network in "
-             "results/qstar/weights (`--train`), and of one of the same size that was told the exact q of all actions of "
-             f"{TAUGHT:,} states of 0 to 30 presses. From 20 presses on both are close to chance.", "",
-             "| presses | chance | learnt by Q-learning | told the exact values |", "|---|---|---|---|",
-             *(f"| {r['presses']} | {int(r['presses']) / 49:.0%} | {float(r['learnt']):.0%} | {float(r['taught']):.0%} |"
-               for r in known), ""]
+    for presses in range(4, 29, 4):
+        shares = [float(row["right"]) for row in known if int(row["presses"]) == presses]
+        after.append(f"| {presses} | {presses / 49:.0%} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+    after.append("")
     write(folder, "Lights Out by size and presses", [
         f"{count} states of each kind, made of that many different presses and needing no fewer, Q* with weight {weight}, "
         f"batch {batch:,} and at most {limit:,} nodes generated. Made by `python scripts/qstar.py --only lights`."],
@@ -371,47 +376,28 @@ def pressed(side: int, presses: int, count: int) -> np.ndarray:
     return np.asarray(states[puzzle.distance(states) == presses][:count])
 
 
-TAUGHT = 10_000_000
+NETWORKS = {"residual": "--first 1024 --width 256 --blocks 2", "cosines": "--first 512 --periodic --learning-rate 6e-3"}
+LEARNT = {"Q-learning": "--scramble 20", "any lights": "--warmup-steps 10_000_000 --cold 0",
+          "few lights": "--warmup-steps 10_000_000"}
 
 
-def taught(file: Path) -> None:
-    """How often the smallest q of a network is right on Lights Out 7x7: of the one that was trained, and of one like it
-    that is told all exact values of `TAUGHT` states, of 0 to 30 presses."""
-    import optax
-
-    found = network("qstar", "lights-out7")
-    puzzle, net = rlzoo.make("lights-out7").inner, qstar.network(found.config, rlzoo.make("lights-out7").inner)
-    batch, optimizer = found.config.batch_size, optax.scale_by_adam()
-
-    def update(carry: tuple, t: jax.Array) -> tuple:
-        variables, opt_state = carry
-        key, depth_key = jax.random.split(jax.random.fold_in(jax.random.key(0), t))
-        answer, states = press(key, jax.random.randint(depth_key, (batch,), 0, 31), puzzle)
-        exact = answer.sum(-1, keepdims=True) + 1.0 - 2.0 * answer + 1.0  # the press, and what then remains
-
-        def loss(params: dict) -> tuple:
-            q, stats = net.apply({**variables, "params": params}, puzzle.inputs(states), train=True, mutable=["batch_stats"])
-            return ((q - exact) ** 2).mean(), stats
-
-        grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
-        direction, opt_state = optimizer.update(grads, opt_state)
-        rate = 1e-3 * 2.0 ** (-t * batch / (TAUGHT / 4))
-        params = jax.tree.map(lambda p, d: p - rate * d, variables["params"], direction)
-        return ({"params": params, **stats}, opt_state), None
-
-    def right(variables: dict, presses: int) -> float:
-        answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
-        best = net.apply(variables, puzzle.inputs(states)).argmin(-1)
-        return float(jnp.take_along_axis(answer, best[:, None], 1).mean())
-
-    start = net.init(jax.random.key(0), jnp.zeros((1, puzzle.num_inputs)))
-    (told, _), _ = jax.jit(lambda carry: jax.lax.scan(update, carry, jnp.arange(TAUGHT // batch)))(
-        (start, optimizer.init(start["params"])))
+def learn(file: Path) -> None:
+    """How often the smallest q is right on Lights Out 7x7: by what was learnt from, the network, and the presses needed."""
+    puzzle = rlzoo.make("lights-out7").inner
+    flags = "--total-steps 10_000_000 --halving-steps 2_500_000 --block-steps 100_000 --loss-threshold 1 --eval-every 0"
     with file.open("w", newline="") as out:
         table = csv.writer(out, lineterminator="\n")
-        table.writerow(["presses", "learnt", "taught"])
-        table.writerows([presses, f"{right(found.policy.variables, presses):.4g}", f"{right(told, presses):.4g}"]
-                        for presses in range(4, 29, 4))
+        table.writerow(["learnt_from", "network", "presses", "right"])
+        for (name, source), (network, shape) in itertools.product(LEARNT.items(), NETWORKS.items()):
+            run = RUNS / "lights" / f"{network} {name}"
+            shutil.rmtree(run, ignore_errors=True)
+            subprocess.run([sys.executable, "algorithms/qstar.py", "--env", "lights-out7", *shape.split(), *source.split(),
+                            *flags.split(), "--out", str(run)], check=True, cwd=ROOT)
+            net, found = qstar.network(Record.read(run).config(qstar.Config), puzzle), train.trained(run)
+            for presses in range(4, 29, 4):
+                answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
+                best = net.apply(found.policy.variables, puzzle.inputs(states)).argmin(-1)
+                table.writerow([name, network, presses, f"{float(qstar.of(answer, best).mean()):.4g}"])
 
 
 def follow(folder: Path) -> None:

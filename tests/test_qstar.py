@@ -1,6 +1,7 @@
 """Q*: its targets, when the network is copied to the target, its warm-up, and what it learns of a small puzzle.
 Its search is tested in test_search.py."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -153,6 +154,65 @@ def test_warm_up_is_an_upper_bound_and_exact_for_the_last_move(warmed_up):
     assert (from_exact >= -1e-3).all()  # no target is below the exact value
     last_move = (distance[:, None] == 1) & (exact == 1)
     assert last_move.sum() == 2 and (from_zero[last_move] > 0).all() and (np.abs(from_exact[last_move]) < 1e-3).all()
+
+
+class Exact(nn.Module):
+    """The exact q-values of a puzzle, and a constant to learn."""
+
+    puzzle: Any
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        children = self.puzzle.apply_all(self.puzzle.states_of(x))
+        return 1.0 + self.puzzle.distance(children) + self.param("more", nn.initializers.zeros, ())
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_warm_up_where_moves_commute(side, monkeypatch):
+    """3 by 3 a set of presses is the only one, and exact; 4 by 4 there are 16, and any of them is an upper bound."""
+    monkeypatch.setattr(qstar, "network", lambda config, puzzle: Exact(puzzle))
+    config = qstar.Config(env=f"lights-out{side}", batch_size=256, warmup_steps=10**6, cold=1.0)
+    alg = qstar.make(config, rlzoo.make(config.env))
+    state = alg.init(jax.random.key(0))
+    state, loss = quick_jit(lambda state: jax.lax.scan(lambda s, t: (lambda s, m: (s, m["loss/q"]))(*alg.step(s, t)), state,
+                                                       jnp.arange(30)))(state)
+    assert len(np.unique(state.walk, axis=0)) > 100
+    more = state.variables["params"]["more"]
+    assert ((loss == 0).all() and more == 0) if side == 3 else (loss[5:] > 1).all() and more > 0
+
+
+def test_cold_walks_rather_have_few_lights(monkeypatch):
+    """Each light is on by itself, with the chance that Metropolis promises."""
+    env = rlzoo.make("lights-out3")
+    alg = lambda cold: qstar.make(
+        qstar.Config(env=env.id, batch_size=512, warmup_steps=10**6, cold=cold, first=4, periodic=True), env)
+
+    def walks(cold):
+        step = lambda state, t: (lambda state: (state, state.walk))(alg(cold).step(state, t)[0])
+        return jax.lax.scan(step, alg(cold).init(jax.random.key(0)), jnp.arange(300))[1][100::20]
+
+    for cold, found in zip((0.0, 1.0), np.asarray(quick_jit(jax.vmap(walks))(jnp.array([0.0, 1.0]))), strict=True):
+        on = 1 / (1 + np.exp(cold))
+        expected = [math.comb(9, k) * on ** k * (1 - on) ** (9 - k) for k in range(10)]
+        share = np.bincount(found.sum(-1).ravel(), minlength=10) / found[..., 0].size
+        np.testing.assert_allclose(share, expected, atol=0.03)
+        np.testing.assert_allclose(found.mean((0, 1)), on, atol=0.03)
+
+
+def test_cosines_learn_what_few_lights_say_of_all_states():
+    """After warm-up with few lights, the smallest q is right in all states but a few, of any number of lights."""
+    env = rlzoo.make("lights-out3")
+    config = qstar.Config(env=env.id, batch_size=256, warmup_steps=10**6, first=64, periodic=True, learning_rate=0.01,
+                          eval_moves=9)
+    alg = qstar.make(config, env)
+    run = lambda state: jax.lax.scan(lambda state, t: (alg.step(state, t)[0], None), state, jnp.arange(1500))[0]
+    state = quick_jit(run)(alg.init(jax.random.key(0)))
+    states = (np.arange(512)[:, None] >> np.arange(9) & 1).astype(np.uint8)
+    distance = env.inner.distance
+    chosen = np.asarray(alg.act(qstar.Policy(state.variables), env.inner.inputs(states), None))
+    left = distance(env.inner.apply(states, chosen))
+    right = np.asarray(left == distance(states) - 1)[1:]
+    assert right.mean() > 0.98
 
 
 # ---- refused --------------------------------------------------------------------------------------------------
