@@ -17,17 +17,18 @@ cost + min q_target(s', .), which is 0 at a goal and before the first copy. The 
 `block_steps` states, if the last loss is below `loss_threshold`. With `follow` training also goes where those actions
 lead, as DeepCubeA goes by search on its harder puzzles: a q that is too low draws the actions, and is put right. With
 `warmup_steps` the first targets are instead the moves of the scramble, an upper bound: of the action that undoes the
-last one, and of random ones; copies then ask for no small loss. Where moves commute and undo themselves (Lights Out), a
-walk goes on for ever instead: the moves it made an odd number of times are a way back, and give the targets of all actions.
-It accepts moves as Metropolis does, by how many entries of the state differ from the goal's: its states
-look like the goal though they are far from it, and from few lights parities can be learnt.
+last one, and of random ones; copies then ask for no small loss. Where moves commute and undo themselves (Lights Out)
+walks never end instead, and the set of moves made an odd number of times, a way back, gives the targets of all actions.
+These walks accept moves as Metropolis does, by how many entries of the state differ from the goal's (`cold`): most
+states then have few lights on though they are far from the goal, and there `periodic` networks learn the parities that
+the moves answer to, which hold everywhere.
 
 Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
-copies; a goal's value is 0 rather than learnt; the default network is smaller (paper: --first 5000 --width 1000
---blocks 4 --batch-size 10_000 --block-steps 50_000_000). With many actions the open list takes the `block` best edges
-of a node and one entry that stands for the rest, from which the next ones come when it is its turn: equal priorities
-aside the order of edges is the same, the memory is not. This asks for a network whose value of a state does not depend on
-the rest of the batch.
+copies; a goal's value is 0 rather than learnt; warm-up and `periodic` are ours; the default network is smaller (paper:
+--first 5000 --width 1000 --blocks 4 --batch-size 10_000 --block-steps 50_000_000). With many actions the open list
+takes the `block` best edges of a node and one entry that stands for the rest, from which the next ones come when it is
+its turn: equal priorities aside the order of edges is the same, the memory is not. This asks for a network whose value
+of a state does not depend on the rest of the batch.
 """
 
 from typing import Any, NamedTuple

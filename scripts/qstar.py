@@ -96,17 +96,17 @@ FIELDS = ("search", "env", "actions", "weight", "batch", "problem", "depth", "st
 class Searcher:
     """One compiled search and the network that guides it."""
 
-    def __init__(self, name: str, env: str, batch: int, max_nodes: int, max_entries: int | None = None):
+    def __init__(self, name: str, env: str, batch: int, max_nodes: int):
         self.name, self.env, self.batch = name, env, batch
         self.puzzle = rlzoo.make(env).inner
         if name == "Q*":
             self.trained = network("qstar", env)
             self.solver = qstar.solver(self.trained.config, self.puzzle, batch, max_nodes=max_nodes,
-                                       max_entries=max_entries or max_nodes * min(self.puzzle.num_actions, 33))
+                                       max_entries=max_nodes * min(self.puzzle.num_actions, 33))
         else:  # costs are quarter turns whatever the actions: one value network serves all
             self.trained = network("astar", env.partition("?")[0])
             self.solver = astar.solver(self.trained.config, self.puzzle, batch, deferred=name == "deferred A*",
-                                       max_nodes=max_nodes, max_entries=max_entries or max_nodes)
+                                       max_nodes=max_nodes, max_entries=max_nodes)
         self.solver.compile(self.trained.policy)
 
     def __call__(self, problem: int, state: np.ndarray, weight: float, depth: int | str = "", best: float | str = "",
@@ -230,23 +230,23 @@ def actions(folder: Path) -> None:
         body, *table)
 
 
-PUBLISHED = {  # environment: file, weight, batch, states, nodes, entries of the open list (None: as many as could come)
-    "tile15": ("puzzle15_test.npz", 0.8, 400, 250, 1_000_000, None),
-    "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 250, 1_000_000, None),
-    "tile24": ("puzzle24_test.npz", 0.8, 1_000, 248, 1_000_000, None),
-    "cube3": ("cube3_test.npz", 0.6, 1_000, 100, 500_000, None),
+PUBLISHED = {  # environment: file, weight, batch, nodes
+    "tile15": ("puzzle15_test.npz", 0.8, 400, 1_000_000),
+    "lights-out7": ("lightsout7_test.npz", 0.2, 1_000, 1_000_000),
+    "tile24": ("puzzle24_test.npz", 0.8, 1_000, 1_000_000),
+    "cube3": ("cube3_test.npz", 0.6, 1_000, 500_000),
 }
 
 
 def published(folder: Path) -> None:
     """DeepCubeA's test states, as far as these networks reach."""
     rows, body = load(folder), []
-    for env, (file, weight, batch, count, nodes, entries) in PUBLISHED.items():
+    for env, (file, weight, batch, nodes) in PUBLISHED.items():
         if not pick(rows, env=env):
-            searcher = Searcher("Q*", env, batch, nodes, entries)
+            searcher = Searcher("Q*", env, batch, nodes)
             with np.load(DATA / file) as arrays:
                 states, best = searcher.puzzle.read(dict(arrays)), arrays["opt_len"]
-            rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(min(count, len(states)))]
+            rows += [searcher(i, states[i], weight, best=int(best[i])) for i in range(len(states))]
             save(folder, rows)
         mine = pick(rows, env=env)
         done = solved(mine)
@@ -255,10 +255,10 @@ def published(folder: Path) -> None:
                      f"{mean(done, 'cost'):.2f} ({mean(done, 'best'):.2f})" if done else "",
                      f"{mean(done, 'generated'):,.4g}", f"{mean(done, 'cpu_seconds'):.2f}"])
     write(folder, "DeepCubeA's test states", [
-        "The published states (half of the set; of the cube the first 100) searched by Q* "
-        "with the networks in results/qstar/weights, which were trained on one CPU core for 8 to 29 minutes. DeepCubeA's, "
-        "trained for a million updates of up to 10,000 states on GPUs, solve all: 65.0% of the cube's and 99.8% of the "
-        "24-puzzle's at the best cost, 15-puzzle and Lights Out all. Made by `python scripts/qstar.py --only published`."],
+        "The published states (half of the set) searched by Q* with the networks in results/qstar/weights, which were "
+        "trained on one CPU core for 8 to 29 minutes. DeepCubeA's, trained for a million updates of up to 10,000 states on "
+        "GPUs, solve all: 65.0% of the cube's and 99.8% of the 24-puzzle's at the best cost, 15-puzzle and Lights Out all. "
+        "Made by `python scripts/qstar.py --only published`."],
         ["puzzle", "weight", "batch", "nodes allowed", "solved", "at the best cost", "cost (best possible)", "generated",
          "CPU s"], body)
 
@@ -343,11 +343,11 @@ def lights(folder: Path) -> None:
                          str(sum(r["cost"] == r["best"] for r in done)), f"{mean(done, 'generated'):,.4g}",
                          f"{mean(mine, 'cpu_seconds'):.2f}"])
     after = ["What makes 7 by 7 learnable: there each press of the solution is the parity of 14 to 23 of the 49 lights. The "
-             "table has the share of states in which the smallest q is a press of the solution, for two networks (residual: "
-             "1024, 256 and two blocks of 256; cosines: one layer of 512) after ten million states of each kind: from "
-             "scrambles of at most 20 presses by Q-learning; from presses drawn at random whose set is told; and from presses "
-             "drawn by Metropolis, so that few lights are on, whose set is told (`--cold`, the default in warm-up). One seed.",
-             "", "| presses | chance | " + " | ".join(f"{network}, {name}" for name in LEARNT for network in NETWORKS) + " |",
+             "table has the share of states in which the smallest q is a press of the solution, after ten million states of "
+             "each kind: Q-learning from scrambles of at most 20 presses; or warm-up, told the presses made, which were "
+             "drawn so that any lights are on (`--cold 0`), or few (the default). Networks: residual (layers of 1024 and "
+             "256, two blocks) or one layer of 512 cosines (`--periodic`). One seed.", "",
+             "| presses | chance | " + " | ".join(f"{name}, {net}" for name in LEARNT for net in NETWORKS) + " |",
              "|---" * (2 + len(LEARNT) * len(NETWORKS)) + "|"]
     if not (folder / "learnt.csv").exists():
         learn(folder / "learnt.csv")
@@ -385,19 +385,19 @@ def learn(file: Path) -> None:
     """How often the smallest q is right on Lights Out 7x7: by what was learnt from, the network, and the presses needed."""
     puzzle = rlzoo.make("lights-out7").inner
     flags = "--total-steps 10_000_000 --halving-steps 2_500_000 --block-steps 100_000 --loss-threshold 1 --eval-every 0"
+    rows = [("learnt_from", "network", "presses", "right")]
+    for (name, source), (network, shape) in itertools.product(LEARNT.items(), NETWORKS.items()):
+        run = RUNS / "lights" / f"{network} {name}"
+        shutil.rmtree(run, ignore_errors=True)
+        subprocess.run([sys.executable, "algorithms/qstar.py", "--env", "lights-out7", *shape.split(), *source.split(),
+                        *flags.split(), "--out", str(run)], check=True, cwd=ROOT)
+        net, found = qstar.network(Record.read(run).config(qstar.Config), puzzle), train.trained(run)
+        for presses in range(4, 29, 4):
+            answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
+            best = net.apply(found.policy.variables, puzzle.inputs(states)).argmin(-1)
+            rows.append((name, network, str(presses), f"{float(qstar.of(answer, best).mean()):.4g}"))
     with file.open("w", newline="") as out:
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(["learnt_from", "network", "presses", "right"])
-        for (name, source), (network, shape) in itertools.product(LEARNT.items(), NETWORKS.items()):
-            run = RUNS / "lights" / f"{network} {name}"
-            shutil.rmtree(run, ignore_errors=True)
-            subprocess.run([sys.executable, "algorithms/qstar.py", "--env", "lights-out7", *shape.split(), *source.split(),
-                            *flags.split(), "--out", str(run)], check=True, cwd=ROOT)
-            net, found = qstar.network(Record.read(run).config(qstar.Config), puzzle), train.trained(run)
-            for presses in range(4, 29, 4):
-                answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
-                best = net.apply(found.policy.variables, puzzle.inputs(states)).argmin(-1)
-                table.writerow([name, network, presses, f"{float(qstar.of(answer, best).mean()):.4g}"])
+        csv.writer(out, lineterminator="\n").writerows(rows)
 
 
 def follow(folder: Path) -> None:

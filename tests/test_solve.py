@@ -126,6 +126,20 @@ def test_weights_are_saved_and_shipped(run, call, tmp_path, monkeypatch):
     assert code == 2 and "no weights for qstar on tile15 (it has qstar-tile8); train" in error
 
 
+@pytest.mark.parametrize("side", [6, 7])
+def test_shipped_networks_of_lights_out_are_exact(side):
+    """The smallest q leads from any state to the goal with the fewest presses."""
+    env = rlzoo.make(f"lights-out{side}")
+    puzzle = env.inner
+    found = solve.load(solve.weights_file("qstar", f"lights-out{side}"), qstar.make, qstar.Config, env)
+    act = qstar.make(found.config, env).act
+    states = jax.random.bernoulli(jax.random.key(0), 0.5, (1_000, puzzle.size)).astype(np.uint8)
+    press = jax.jit(lambda states: puzzle.apply(states, act(found.policy, puzzle.inputs(states), None)))
+    for left in range(int(puzzle.distance(states).max()), 0, -1):
+        states = np.where((puzzle.distance(states) == left)[:, None], press(states), states)
+    assert puzzle.is_goal(states).all()
+
+
 # ---- refused --------------------------------------------------------------------------------------------------
 
 
