@@ -8,9 +8,10 @@ Run:    python algorithms/qstar.py --env tile8 --total-steps 1_000_000
 Solve:  python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR    (or --solve scramble:20; --solve --help)
 Expect: results/qstar
 
-Metrics: `loss/q` is the squared error of one action in each state, `updates` counts the copies of the network to the
-target, `value` is the mean of the smallest q. `eval/solved` is the share of scrambled states, of depths spread evenly,
-that following the smallest q solves within `eval_moves` moves; `eval/value` what q says of them.
+Metrics: `loss/q` is the squared error of one action in each state (of all where moves commute, in warm-up), `updates`
+counts the copies of the network to the target, `value` is the mean of the smallest q. `eval/solved` is the share of
+scrambled states, of depths spread evenly, that following the smallest q solves within `eval_moves` moves; `eval/value`
+what q says of them.
 
 Training: scramble backwards from the goal, take one action drawn by exp(-q / temperature), and regress q(s, a) on
 cost + min q_target(s', .), which is 0 at a goal and before the first copy. The network is copied to the target every
@@ -43,7 +44,7 @@ import rlzoo
 from rlzoo import search
 
 MOVES = 10
-"""moves that a walk which goes on tries in each call"""
+"""moves that a walk without an end tries in each call"""
 
 
 @rlzoo.config
@@ -218,6 +219,7 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         return state, states, lambda q: (of(q, action) - target, states)
 
     def by_set(state, key):
+        """As `by_scramble` where moves commute: walks go on, and the moves made are known as a set."""
         move_key, luck_key = jax.random.split(key)
         actions = jax.random.randint(move_key, (MOVES, count), 0, puzzle.num_actions)
         luck = jax.random.exponential(luck_key, (MOVES, count))

@@ -188,7 +188,7 @@ EASY, HARD = 8, 12  # quarter turns; A* over 1884 actions cannot go further than
 
 def actions(folder: Path) -> None:
     """The paper's claim: Q* hardly pays for more actions, A* does."""
-    weight, batch, count, rows, body, ratios = 0.6, 100, 20, load(folder), [], []
+    weight, batch, count, rows, body, ratios = 0.6, 100, 100, load(folder), [], []
     arms = [(EASY, name, env) for env in SPACES for name in ("Q*", "A*", "deferred A*")]
     arms += [(HARD, "Q*", env) for env in SPACES]
     for depth, name, env in arms:
