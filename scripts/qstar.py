@@ -229,8 +229,8 @@ def actions(folder: Path) -> None:
              *("| " + " | ".join(row) + " |" for row in ratios), "",
              "Ratios of the sums over the problems that both solved, and by problem the means of each one's own ratio, with "
              "95% bootstrap intervals over problems. The paper's four: Q* with 1884 actions takes less than 4 times the "
-             "time and 3 times the nodes of 12; against A* it is up to 129 times faster and generates up to 1288 times fewer "
-             "nodes.", ""]
+             "time and 3 times the nodes of 12; against A* it is up to 129 times faster and generates up to 1288 times "
+             "fewer nodes.", ""]
     write(folder, "Q* and A* with 12, 156 and 1884 actions", [
         f"The cube, {count} scrambles of each number of quarter turns, weight {weight}, batch "
         f"{batch}. An action of k turns costs k, so the best cost is the same for every set of actions. Networks are of one "
