@@ -1,6 +1,6 @@
 """The networks and the studies in results/qstar: what Q* search saves where there are many actions, and what it reaches.
 
-    python scripts/qstar.py --train              # every network of TRAINING, 4 hours of one core; done ones are kept
+    python scripts/qstar.py --train              # every network of TRAINING, 3 hours of one core; done ones are kept
     python scripts/qstar.py --train cube3        # one of them
     python scripts/qstar.py                      # the studies, with the weights in results/qstar/weights
     python scripts/qstar.py --only actions       # one of them: actions, published, depths, sweep, lights, follow
@@ -225,7 +225,7 @@ def actions(folder: Path) -> None:
     for setting in settings:
         for size in (156, 1884):
             compare(f"Q*, {size} / 12 actions", setting, dict(search="Q*", actions=size), dict(search="Q*", actions=12))
-    table = ["| ratio | turns | weight, batch | nodes generated | CPU time | cost | nodes, by problem | CPU time, by problem |",
+    table = ["| ratio | turns | weight, batch | nodes generated | CPU time | cost | nodes, by problem | time, by problem |",
              "|---" * 8 + "|",
              *("| " + " | ".join(row) + " |" for row in ratios), "",
              "Ratios of the sums over the problems that both solved, and by problem the means of each one's own ratio, with "
@@ -233,10 +233,10 @@ def actions(folder: Path) -> None:
              "time and 3 times the nodes of 12; against A* it is up to 129 times faster and generates up to 1288 times "
              "fewer nodes.", ""]
     write(folder, "Q* and A* with 12, 156 and 1884 actions", [
-        f"The cube, {count} scrambles of each number of quarter turns. An action of k turns costs k, so the best cost is the "
-        f"same for every set of actions. Networks are of one size ({NETWORK}), trained on 60 million states; the A* searches "
-        "share one value network. Made by `python scripts/qstar.py --only actions`; all searches in searches.csv. Mebibytes: "
-        "what nodes and entries take that were stored."],
+        f"The cube, {count} scrambles of each number of quarter turns. An action of k turns costs k, so the best cost is "
+        f"the same for every set of actions. Networks are of one size ({NETWORK}), trained on 60 million states; the A* "
+        "searches share one value network. Made by `python scripts/qstar.py --only actions`; all searches in searches.csv. "
+        "Mebibytes: what nodes and entries take that were stored."],
         ["turns", "weight, batch", "actions", "search", "solved", "cost", "generated", "network calls", "nodes", "MiB",
          "CPU s"], body, *table)
 
