@@ -357,13 +357,13 @@ def lights(folder: Path) -> None:
              "table has the share of states in which the smallest q is a press of the solution, after ten million states of "
              "each kind: Q-learning from scrambles of at most 20 presses; or warm-up, told the presses made, which were "
              "drawn so that any lights are on (`--cold 0`), or few (the default). Networks: residual (layers of 1024 and "
-             "256, two blocks) or one layer of 512 cosines (`--periodic`). One seed.", "",
-             "| presses | chance | " + " | ".join(f"{name}, {net}" for name in LEARNT for net in NETWORKS) + " |",
-             "|---" * (2 + len(LEARNT) * len(NETWORKS)) + "|"]
+             "256, two blocks) or one layer of 512 cosines (`--periodic`). One seed.", ""]
     if not (folder / "learnt.csv").exists():
         learn(folder / "learnt.csv")
     with (folder / "learnt.csv").open() as file:
         known = list(csv.DictReader(file))
+    arms = list(dict.fromkeys(f"{row['learnt_from']}, {row['network']}" for row in known))
+    after += ["| presses | chance | " + " | ".join(arms) + " |", "|---" * (2 + len(arms)) + "|"]
     for presses in range(4, 29, 4):
         shares = [float(row["right"]) for row in known if int(row["presses"]) == presses]
         after.append(f"| {presses} | {presses / 49:.0%} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
@@ -402,10 +402,10 @@ def learn(file: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
         subprocess.run([sys.executable, "algorithms/qstar.py", "--env", "lights-out7", *shape.split(), *source.split(),
                         *flags.split(), "--out", str(run)], check=True, cwd=ROOT)
-        net, found = qstar.network(Record.read(run).config(qstar.Config), puzzle), train.trained(run)
+        act, policy = rlzoo.load(run)
         for presses in range(4, 29, 4):
             answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
-            best = net.apply(found.policy.variables, puzzle.inputs(states)).argmin(-1)
+            best = act(policy, puzzle.inputs(states), None)
             rows.append((name, network, str(presses), f"{float(qstar.of(answer, best).mean()):.4g}"))
     with file.open("w", newline="") as out:
         csv.writer(out, lineterminator="\n").writerows(rows)
