@@ -1,17 +1,20 @@
-"""DQN: deep Q-learning with a replay buffer and a target network; double, n-step and prioritised on request.
+"""DQN: deep Q-learning with a replay buffer and a target network; double, n-step and prioritised on
+request.
 
-Papers: Mnih et al. 2015 (Nature 518; the loss is its equation 2); double: van Hasselt et al. 2016 (arXiv
-1509.06461, equation 4); n-step: Sutton 1988, as in Hessel et al. 2018 (arXiv 1710.02298, section 3); prioritised:
-Schaul et al. 2016 (arXiv 1511.05952, algorithm 1). Discrete actions, vector and image observations.
+Papers: Mnih et al. 2015 (Nature 518; the loss is its equation 2); double: van Hasselt et al. 2016
+(arXiv 1509.06461, equation 4); n-step: Sutton 1988, as in Hessel et al. 2018 (arXiv 1710.02298,
+section 3); prioritised: Schaul et al. 2016 (arXiv 1511.05952, algorithm 1). Discrete actions,
+vector and image observations.
 
 Run:    python algorithms/dqn.py --env CartPole-v1 --seeds 8
 Expect: a return of 500 within 300,000 steps (results/baselines)
 
-Metrics: `loss/td` is the loss of the batches of this chunk (empty before learning starts); `q` the mean value of
-the actions taken in them; `epsilon` the share of random actions.
+Metrics: `loss/td` is the loss of the batches of this chunk (empty before learning starts); `q` the
+mean value of the actions taken in them; `epsilon` the share of random actions.
 
-Where it departs from the papers: Adam in place of RMSProp, the squared error in place of the clipped one, several
-environments, target copies counted in environment steps. Truncated episodes bootstrap from the true successor.
+Where it departs from the papers: Adam in place of RMSProp, the squared error in place of the
+clipped one, several environments, target copies counted in environment steps. Truncated episodes
+bootstrap from the true successor.
 """
 
 from typing import Any, NamedTuple
@@ -67,7 +70,7 @@ class Config:
     """exponent of the importance weights at the start; it rises linearly to 1"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 class QNetwork(nn.Module):
@@ -81,7 +84,7 @@ class QNetwork(nn.Module):
         return nn.Dense(self.num_actions)(x)
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Policy(NamedTuple):
@@ -98,11 +101,12 @@ class State:
     key: jax.Array
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 def td_loss(params, target_params, sample, q, config):
-    """Mean squared temporal-difference error (Mnih et al. 2015, equation 2), weighted where replay is prioritised.
+    """Mean squared temporal-difference error (Mnih et al. 2015, equation 2), weighted where replay
+    is prioritised.
 
     Also returns the errors [batch] and the mean value of the actions taken.
     """
@@ -116,20 +120,29 @@ def td_loss(params, target_params, sample, q, config):
     return (sample.weight * error**2).mean(), (error, value.mean())
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     if config.batch_size > config.buffer_size:
-        raise rlzoo.Refused(f"batch_size={config.batch_size} is more than buffer_size={config.buffer_size}")
+        raise rlzoo.Refused(
+            f"batch_size={config.batch_size} is more than buffer_size={config.buffer_size}"
+        )
     if config.learning_starts < config.n_step * config.num_envs:
-        raise rlzoo.Refused(f"learning_starts={config.learning_starts} leaves nothing to learn from; at least "
-                            f"n_step * num_envs = {config.n_step * config.num_envs} steps are needed")
+        raise rlzoo.Refused(
+            f"learning_starts={config.learning_starts} leaves nothing to learn from; at least "
+            f"n_step * num_envs = {config.n_step * config.num_envs} steps are needed"
+        )
     net = QNetwork(config.hidden, env.num_actions)
     flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
     q = lambda params, obs: net.apply(params, flat(obs))
     optimizer = optax.scale_by_adam()
-    sizes = dict(capacity=config.buffer_size, example=env.example(), num_envs=config.num_envs, n_step=config.n_step)
+    sizes = dict(
+        capacity=config.buffer_size,
+        example=env.example(),
+        num_envs=config.num_envs,
+        n_step=config.n_step,
+    )
     if config.prioritised:
         buffer = rlzoo.replay.Prioritised(**sizes, alpha=config.priority_alpha)
     else:
@@ -142,7 +155,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         net_key, env_key, key = jax.random.split(key, 3)
         params = net.init(net_key, flat(jnp.zeros(env.obs_shape)))
         opt_state = optimizer.init(ravel_pytree(params)[0])
-        return State(params, params, opt_state, env.reset(env_key, config.num_envs), buffer.init(), key)
+        return State(
+            params, params, opt_state, env.reset(env_key, config.num_envs), buffer.init(), key
+        )
 
     def collect(state, random_key, explore_key, env_key, t):
         """One step in every environment, epsilon-greedily."""
@@ -159,7 +174,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         beta = config.priority_beta + (1.0 - config.priority_beta) * t / calls
         extra = (beta,) if config.prioritised else ()
         sample = buffer.sample(replay, key, config.batch_size, config.discount, *extra)
-        vector, unravel = ravel_pytree(params)  # one vector: an optimiser step is then one fused loop
+        vector, unravel = ravel_pytree(
+            params
+        )  # one vector: an optimiser step is then one fused loop
         objective = lambda p: td_loss(unravel(p), target_params, sample, q, config)
         (loss, (error, value)), grads = jax.value_and_grad(objective, has_aux=True)(vector)
         direction, opt_state = optimizer.update(grads, opt_state)
@@ -172,25 +189,39 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         state, metrics = collect(state, *collect_keys, t)
 
         def learn():
-            return update(state.params, state.target_params, state.opt_state, state.buffer, update_key, t)
+            return update(
+                state.params, state.target_params, state.opt_state, state.buffer, update_key, t
+            )
 
         def wait():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn))[2:]
 
         params, opt_state, priorities, losses = jax.lax.cond(
-            t >= first_update, learn, lambda: (state.params, state.opt_state, *wait()))
+            t >= first_update, learn, lambda: (state.params, state.opt_state, *wait())
+        )
         replay = state.buffer
         if config.prioritised:
-            replay = jax.lax.cond(t >= first_update, lambda: buffer.update(replay, *priorities), lambda: replay)
-        target_params = jax.lax.cond(t % target_every == 0, lambda: params, lambda: state.target_params)
-        state = state.replace(params=params, target_params=target_params, opt_state=opt_state, buffer=replay, key=key)
+            replay = jax.lax.cond(
+                t >= first_update, lambda: buffer.update(replay, *priorities), lambda: replay
+            )
+        target_params = jax.lax.cond(
+            t % target_every == 0, lambda: params, lambda: state.target_params
+        )
+        state = state.replace(
+            params=params, target_params=target_params, opt_state=opt_state, buffer=replay, key=key
+        )
         return state, metrics | losses
 
     def act(policy, obs, key):
         return jnp.argmax(q(policy.params, obs), -1)
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params), act, steps_per_call=config.num_envs, updates_per_call=1,
+        init,
+        step,
+        lambda state: Policy(state.params),
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=1,
     )
 
 

@@ -1,8 +1,9 @@
-"""HL-Gauss: DQN whose values are learnt by classification instead of regression, beside the losses it is compared with.
+"""HL-Gauss: DQN whose values are learnt by classification instead of regression, beside the losses
+it is compared with.
 
-Paper: Farebrother et al. 2024, "Stop Regressing" (arXiv 2403.03950). A value is the mean of a categorical
-distribution over bins; its target is the Bellman target, smoothed by a Gaussian into a histogram. All but the loss is
-dqn.py, and `--loss mse` gives its numbers bit for bit.
+Paper: Farebrother et al. 2024, "Stop Regressing" (arXiv 2403.03950). A value is the mean of a
+categorical distribution over bins; its target is the Bellman target, smoothed by a Gaussian into a
+histogram. All but the loss is dqn.py, and `--loss mse` gives its numbers bit for bit.
 
     hl_gauss     cross-entropy to a Gaussian around the target (section 3.1)
     two_hot      cross-entropy to the two atoms next to the target (section 3.1)
@@ -12,20 +13,24 @@ dqn.py, and `--loss mse` gives its numbers bit for bit.
 
 Run:    python algorithms/hl_gauss.py --env CartPole-v1 --seeds 8 --learning-rate 1e-3
         python algorithms/hl_gauss.py --env Breakout-MinAtar --hidden 128 --v-min -1 --v-max 19
-Expect: a return of 500 on CartPole within 500,000 steps (results/baselines); what it gains: results/value_loss
+Expect: a return of 500 on CartPole within 500,000 steps (results/baselines); what it gains:
+results/value_loss
 
-The range [v_min, v_max] is what has to fit: the discounted returns, and 3 sigma more at both ends. Watch `clipped`.
-Where 0 is not its middle, the head's bias is set so that values start at 0 nevertheless.
+The range [v_min, v_max] is what has to fit: the discounted returns, and 3 sigma more at both ends.
+Watch `clipped`. Where 0 is not its middle, the head's bias is set so that values start at 0
+nevertheless.
 
-Metrics: `loss/td` is the squared error, or KL(target || prediction) in nats: the cross-entropy less what no prediction
-can remove; `q` the mean value of the actions taken; `entropy` that of their distributions (nats); `clipped` the share
-of targets outside the range, `near_edge` of those there or within 3 sigma of its ends; `target_max` the largest
-|target| of a batch; `epsilon` the share of random actions. All but the last are of this chunk's batches.
+Metrics: `loss/td` is the squared error, or KL(target || prediction) in nats: the cross-entropy less
+what no prediction can remove; `q` the mean value of the actions taken; `entropy` that of their
+distributions (nats); `clipped` the share of targets outside the range, `near_edge` of those there
+or within 3 sigma of its ends; `target_max` the largest |target| of a batch; `epsilon` the share of
+random actions. All but the last are of this chunk's batches.
 
-Where it departs from the paper: bins are centred on the atoms of the other losses, so that all decode alike
-(`--no-widen`: the paper's bins); targets are clipped to the range, since 5.3 sigma outside of it they would be NaN;
-two-hot weights are those that keep the mean, which equation 3.2 has the other way round; networks are of MinAtar's
-size. A 3x3 convolution is one matrix product over patches, several times faster on a CPU.
+Where it departs from the paper: bins are centred on the atoms of the other losses, so that all
+decode alike (`--no-widen`: the paper's bins); targets are clipped to the range, since 5.3 sigma
+outside of it they would be NaN; two-hot weights are those that keep the mean, which equation 3.2
+has the other way round; networks are of MinAtar's size. A 3x3 convolution is one matrix product
+over patches, several times faster on a CPU.
 """
 
 from collections.abc import Callable
@@ -63,7 +68,8 @@ class Config:
     sigma_ratio: float = 0.75
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
-    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in the paper"""
+    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in
+    the paper"""
     hidden: tuple[int, ...] = rlzoo.static((120, 84))
     """widths of the hidden layers"""
     channels: int = rlzoo.static(16)
@@ -73,7 +79,8 @@ class Config:
     experts: int = rlzoo.static(0)
     """experts of a SoftMoE in place of the hidden layer after the convolution; 0: none"""
     bf16: bool = rlzoo.static(False)
-    """compute the layers before the head in bfloat16; all else, targets above all, stays in float32"""
+    """compute the layers before the head in bfloat16; all else, targets above all, stays in
+    float32"""
     buffer_size: int = rlzoo.static(10_000)
     """transitions kept; a multiple of num_envs"""
     batch_size: int = rlzoo.static(128)
@@ -106,13 +113,16 @@ class Config:
     """exponent of the importance weights at the start; it rises linearly to 1"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 def patches(x):
-    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is a convolution."""
+    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is
+    a convolution."""
     h, w = x.shape[-3] - 2, x.shape[-2] - 2
-    return jnp.concatenate([x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1)
+    return jnp.concatenate(
+        [x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1
+    )
 
 
 class Expert(nn.Module):
@@ -126,8 +136,8 @@ class Expert(nn.Module):
 
 
 class SoftMoE(nn.Module):
-    """Tokens [..., n, d] to tokens (arXiv 2308.00951, section 2.1), with ceil(n / experts) slots for each expert; in
-    place of a Q-network's last hidden layer as in arXiv 2402.08609."""
+    """Tokens [..., n, d] to tokens (arXiv 2308.00951, section 2.1), with ceil(n / experts) slots
+    for each expert; in place of a Q-network's last hidden layer as in arXiv 2402.08609."""
 
     experts: int
     hidden: int
@@ -139,8 +149,16 @@ class SoftMoE(nn.Module):
         routes = nn.Dense(self.experts * slots, use_bias=False, dtype=self.dtype)(x)
         dispatch, combine = jax.nn.softmax(routes, -2), jax.nn.softmax(routes, -1)
         mixed = jnp.einsum("...td,...ts->...sd", x, dispatch)
-        each = nn.vmap(Expert, in_axes=-3, out_axes=-3, variable_axes={"params": 0}, split_rngs={"params": True})
-        out = each(self.hidden, self.dtype)(mixed.reshape(*mixed.shape[:-2], self.experts, slots, -1))
+        each = nn.vmap(
+            Expert,
+            in_axes=-3,
+            out_axes=-3,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        out = each(self.hidden, self.dtype)(
+            mixed.reshape(*mixed.shape[:-2], self.experts, slots, -1)
+        )
         return jnp.einsum("...sd,...ts->...td", out.reshape(mixed.shape), combine)
 
 
@@ -158,7 +176,10 @@ class Network(nn.Module):
         if self.channels:
             x = nn.relu(nn.Dense(self.channels, dtype=self.dtype)(patches(x)))
         if self.experts:
-            x, widths = SoftMoE(self.experts, widths[0], self.dtype)(x.reshape(*lead, -1, self.channels)), ()
+            x, widths = (
+                SoftMoE(self.experts, widths[0], self.dtype)(x.reshape(*lead, -1, self.channels)),
+                (),
+            )
         if self.channels:
             x = x.reshape(*lead, -1)
         for width in widths:
@@ -166,7 +187,7 @@ class Network(nn.Module):
         return nn.Dense(self.out, bias_init=self.bias_init)(x.astype(jnp.float32))
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Policy(NamedTuple):
@@ -183,7 +204,7 @@ class State:
     key: jax.Array
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 LOSSES = ("hl_gauss", "two_hot", "c51", "mse", "mse_softmax")
 
@@ -193,23 +214,28 @@ def centres(config):
     gaps = config.bins - 1 if config.widen or config.loss in ("two_hot", "c51") else config.bins
     width = (config.v_max - config.v_min) / gaps
     inset = 0.5 * width * (gaps - config.bins + 1)
-    return jnp.linspace(config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32), width
+    return jnp.linspace(
+        config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32
+    ), width
 
 
 def decode(out, config):
-    """Values [...] of a network's output: themselves [...], or the means of the distributions of logits [..., bins]."""
+    """Values [...] of a network's output: themselves [...], or the means of the distributions of
+    logits [..., bins]."""
     return out if config.loss == "mse" else (jax.nn.softmax(out) * centres(config)[0]).sum(-1)
 
 
 def two_hot(y, config):
-    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the range."""
+    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the
+    range."""
     z, width = centres(config)
     place = (jnp.clip(y, z[0], z[-1]) - z[0]) / width
     return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(config.bins)), 0.0)
 
 
 def hl_gauss(y, config):
-    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them in each bin."""
+    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them
+    in each bin."""
     z, width = centres(config)
     edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
     y = jnp.clip(y, config.v_min, config.v_max)
@@ -218,24 +244,28 @@ def hl_gauss(y, config):
 
 
 def encode(y, config):
-    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where errors are squared."""
+    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where
+    errors are squared."""
     if config.loss == "two_hot":
         return two_hot(y, config)
     return hl_gauss(y, config) if config.loss == "hl_gauss" else y
 
 
 def project(probs, reward, discount, config):
-    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the atoms: [n, bins].
+    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the
+    atoms: [n, bins].
 
-    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by `two_hot`.
+    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by
+    `two_hot`.
     """
     moved = two_hot(reward[:, None] + discount[:, None] * centres(config)[0], config)
     return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
 
 
 def first_bias(config, shape):
-    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform distributions over a range
-    that is not symmetric would decode to its middle; there the values start at 0 too."""
+    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform
+    distributions over a range that is not symmetric would decode to its middle; there the values
+    start at 0 too."""
     if config.loss == "mse":
         return jnp.zeros(shape)
     off = jnp.abs(config.v_min + config.v_max) > 1e-3 * (config.v_max - config.v_min)
@@ -244,7 +274,8 @@ def first_bias(config, shape):
 
 
 def kl(target, logits):
-    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy, softmax - target."""
+    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy,
+    softmax - target."""
     return -(entr(target) + target * jax.nn.log_softmax(logits)).sum(-1)
 
 
@@ -254,15 +285,18 @@ def taken(x, action):
 
 
 def td_loss(params, target_params, sample, net, config):
-    """One of `LOSSES` for the actions taken, weighted where replay is prioritised; the target is that of dqn.py.
+    """One of `LOSSES` for the actions taken, weighted where replay is prioritised; the target is
+    that of dqn.py.
 
-    `net(params, obs)` gives values [n, num_actions] (mse) or logits [n, num_actions, bins]. Also returns the errors
-    [n] of the decoded values, and metrics.
+    `net(params, obs)` gives values [n, num_actions] (mse) or logits [n, num_actions, bins]. Also
+    returns the errors [n] of the decoded values, and metrics.
     """
     batch, discount = sample.batch, sample.discount * (1.0 - sample.batch.terminated)
     next_out = jax.lax.stop_gradient(net(target_params, batch.next_obs))
     next_q = decode(next_out, config)
-    choice = jnp.argmax(decode(net(params, batch.next_obs), config) if config.double else next_q, -1)
+    choice = jnp.argmax(
+        decode(net(params, batch.next_obs), config) if config.double else next_q, -1
+    )
     target = batch.reward + discount * taken(next_q, choice)
     out = taken(net(params, batch.obs), batch.action)
     value = decode(out, config)
@@ -277,26 +311,36 @@ def td_loss(params, target_params, sample, net, config):
 
 
 def describe(out, target, config):
-    """Metrics: how the targets [n] fit the range, and the entropy of the predicted distributions, if there are any."""
+    """Metrics: how the targets [n] fit the range, and the entropy of the predicted distributions,
+    if there are any."""
     margin = 3.0 * config.sigma_ratio * centres(config)[1]
     metrics = {
         "clipped": ((target < config.v_min) | (target > config.v_max)).mean(),
         "near_edge": ((target < config.v_min + margin) | (target > config.v_max - margin)).mean(),
         "target_max": jnp.abs(target).max(),
     }
-    return metrics if config.loss == "mse" else metrics | {"entropy": entr(jax.nn.softmax(out)).sum(-1).mean()}
+    return (
+        metrics
+        if config.loss == "mse"
+        else metrics | {"entropy": entr(jax.nn.softmax(out)).sum(-1).mean()}
+    )
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def check(config, env):
-    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether to convolve."""
+    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether
+    to convolve."""
     if config.batch_size > config.buffer_size:
-        raise rlzoo.Refused(f"batch_size={config.batch_size} is more than buffer_size={config.buffer_size}")
+        raise rlzoo.Refused(
+            f"batch_size={config.batch_size} is more than buffer_size={config.buffer_size}"
+        )
     if config.learning_starts < config.n_step * config.num_envs:
-        raise rlzoo.Refused(f"learning_starts={config.learning_starts} leaves nothing to learn from; at least "
-                            f"n_step * num_envs = {config.n_step * config.num_envs} steps are needed")
+        raise rlzoo.Refused(
+            f"learning_starts={config.learning_starts} leaves nothing to learn from; at least "
+            f"n_step * num_envs = {config.n_step * config.num_envs} steps are needed"
+        )
     if config.loss not in LOSSES:
         raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
     for name, low in (("bins", 2), ("channels", 0), ("width", 1), ("experts", 0)):
@@ -309,8 +353,10 @@ def check(config, env):
             raise rlzoo.Refused(f"sigma_ratio={config.sigma_ratio} must be more than 0")
     conv = config.channels > 0 and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
     if config.experts and (not conv or len(config.hidden) != 1):
-        raise rlzoo.Refused(f"experts={config.experts} stand in place of one hidden layer after a convolution, but "
-                            f"hidden={config.hidden} and obs {env.obs_shape}; try Breakout-MinAtar and --hidden 128")
+        raise rlzoo.Refused(
+            f"experts={config.experts} stand in place of one hidden layer after a convolution, but "
+            f"hidden={config.hidden} and obs {env.obs_shape}; try Breakout-MinAtar and --hidden 128"
+        )
     return conv
 
 
@@ -318,8 +364,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     conv = check(config, env)
     shape = (env.num_actions,) if config.loss == "mse" else (env.num_actions, config.bins)
     net = Network(
-        widths=tuple(width * config.width for width in config.hidden), out=int(np.prod(shape)),
-        channels=config.channels * config.width if conv else 0, experts=config.experts,
+        widths=tuple(width * config.width for width in config.hidden),
+        out=int(np.prod(shape)),
+        channels=config.channels * config.width if conv else 0,
+        experts=config.experts,
         dtype=jnp.bfloat16 if config.bf16 else None,
         bias_init=lambda key, size, dtype: first_bias(config, shape).reshape(size),
     )
@@ -331,7 +379,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     q = lambda params, obs: decode(apply(params, obs), config)
     optimizer = optax.scale_by_adam(eps=config.adam_eps)
-    sizes = dict(capacity=config.buffer_size, example=env.example(), num_envs=config.num_envs, n_step=config.n_step)
+    sizes = dict(
+        capacity=config.buffer_size,
+        example=env.example(),
+        num_envs=config.num_envs,
+        n_step=config.n_step,
+    )
     if config.prioritised:
         buffer = rlzoo.replay.Prioritised(**sizes, alpha=config.priority_alpha)
     else:
@@ -344,7 +397,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         net_key, env_key, key = jax.random.split(key, 3)
         params = net.init(net_key, see(jnp.zeros(env.obs_shape)))
         opt_state = optimizer.init(ravel_pytree(params)[0])
-        return State(params, params, opt_state, env.reset(env_key, config.num_envs), buffer.init(), key)
+        return State(
+            params, params, opt_state, env.reset(env_key, config.num_envs), buffer.init(), key
+        )
 
     def collect(state, random_key, explore_key, env_key, t):
         """One step in every environment, epsilon-greedily."""
@@ -361,7 +416,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         beta = config.priority_beta + (1.0 - config.priority_beta) * t / calls
         extra = (beta,) if config.prioritised else ()
         sample = buffer.sample(replay, key, config.batch_size, config.discount, *extra)
-        vector, unravel = ravel_pytree(params)  # one vector: an optimiser step is then one fused loop
+        vector, unravel = ravel_pytree(
+            params
+        )  # one vector: an optimiser step is then one fused loop
         objective = lambda p: td_loss(unravel(p), target_params, sample, apply, config)
         grads, (error, metrics) = jax.grad(objective, has_aux=True)(vector)
         direction, opt_state = optimizer.update(grads, opt_state)
@@ -374,25 +431,39 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         state, metrics = collect(state, *collect_keys, t)
 
         def learn():
-            return update(state.params, state.target_params, state.opt_state, state.buffer, update_key, t)
+            return update(
+                state.params, state.target_params, state.opt_state, state.buffer, update_key, t
+            )
 
         def wait():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn))[2:]
 
         params, opt_state, priorities, losses = jax.lax.cond(
-            t >= first_update, learn, lambda: (state.params, state.opt_state, *wait()))
+            t >= first_update, learn, lambda: (state.params, state.opt_state, *wait())
+        )
         replay = state.buffer
         if config.prioritised:
-            replay = jax.lax.cond(t >= first_update, lambda: buffer.update(replay, *priorities), lambda: replay)
-        target_params = jax.lax.cond(t % target_every == 0, lambda: params, lambda: state.target_params)
-        state = state.replace(params=params, target_params=target_params, opt_state=opt_state, buffer=replay, key=key)
+            replay = jax.lax.cond(
+                t >= first_update, lambda: buffer.update(replay, *priorities), lambda: replay
+            )
+        target_params = jax.lax.cond(
+            t % target_every == 0, lambda: params, lambda: state.target_params
+        )
+        state = state.replace(
+            params=params, target_params=target_params, opt_state=opt_state, buffer=replay, key=key
+        )
         return state, metrics | losses
 
     def act(policy, obs, key):
         return jnp.argmax(q(policy.params, obs), -1)
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params), act, steps_per_call=config.num_envs, updates_per_call=1,
+        init,
+        step,
+        lambda state: Policy(state.params),
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=1,
     )
 
 

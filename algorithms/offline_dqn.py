@@ -1,28 +1,33 @@
-"""Offline DQN: double DQN with the CQL regulariser on a recorded data set, with every value loss of hl_gauss.py.
+"""Offline DQN: double DQN with the CQL regulariser on a recorded data set, with every value loss of
+hl_gauss.py.
 
-Papers: Kumar et al. 2020 (arXiv 2006.04779), whose discrete CQL(H) is the loss here: the temporal-difference error
-plus alpha * mean(logsumexp_a Q(s, a) - Q(s, a_data)), Q being the decoded values under every loss, as in Farebrother
-et al. 2024 (arXiv 2403.03950, section 4.1.1); double: van Hasselt et al. 2016 (arXiv 1509.06461, equation 4). What
-bootstraps is the action that the online network would choose (`q_learning`), or the one that the data took next
-(`sarsa`, section 4.3.2 of the second). hl_gauss.py explains the losses hl_gauss, two_hot, c51, mse and mse_softmax.
+Papers: Kumar et al. 2020 (arXiv 2006.04779), whose discrete CQL(H) is the loss here: the
+temporal-difference error plus alpha * mean(logsumexp_a Q(s, a) - Q(s, a_data)), Q being the decoded
+values under every loss, as in Farebrother et al. 2024 (arXiv 2403.03950, section 4.1.1); double:
+van Hasselt et al. 2016 (arXiv 1509.06461, equation 4). What bootstraps is the action that the
+online network would choose (`q_learning`), or the one that the data took next (`sarsa`, section
+4.3.2 of the second). hl_gauss.py explains the losses hl_gauss, two_hot, c51, mse and mse_softmax.
 
 Run:    python algorithms/dqn.py --env CartPole-v1 --total-steps 100_000 --buffer-size 100_000 --out runs/dqn
         rlzoo data collect runs/dqn --replay --out cartpole.npz        (or --episodes 100)
         python algorithms/offline_dqn.py --env CartPole-v1 --dataset cartpole.npz --seeds 8
-Expect: on a DQN's replay of Breakout-MinAtar, 7.9 with mse and 7.5 with hl_gauss after 20,000 updates, where the data's
-        episodes have 2.2 on average (results/value_loss/noise)
+Expect: on a DQN's replay of Breakout-MinAtar, 7.9 with mse and 7.5 with hl_gauss after 20,000
+        updates, where the data's episodes have 2.2 on average (results/value_loss/noise)
 
-The range [v_min, v_max] has to hold the discounted returns, and 3 sigma more at both ends: watch `clipped`.
+The range [v_min, v_max] has to hold the discounted returns, and 3 sigma more at both ends: watch
+`clipped`.
 
-Metrics: `loss/td` is the squared error, or KL(target || prediction) in nats; `loss/cql` the regulariser before its
-factor alpha; `q` the mean value of the data's actions; `agreement` the share of them that are greedy; `kept` the share
-of samples that count; `clipped` the share of targets outside the range, `near_edge` of those there or within 3 sigma
-of its ends; `target_max` the largest |target| of a batch; `entropy` that of the predicted distributions (nats). All
-are of this chunk's batches. Steps are gradient updates.
+Metrics: `loss/td` is the squared error, or KL(target || prediction) in nats; `loss/cql` the
+regulariser before its factor alpha; `q` the mean value of the data's actions; `agreement` the share
+of them that are greedy; `kept` the share of samples that count; `clipped` the share of targets
+outside the range, `near_edge` of those there or within 3 sigma of its ends; `target_max` the
+largest |target| of a batch; `entropy` that of the predicted distributions (nats). All are of this
+chunk's batches. Steps are gradient updates.
 
-Where it departs from the papers: equation 2.4 of the second prints the successor in the regulariser, which holds at
-the observation itself; a sample whose next action was not recorded, because the episode was cut there, is left out
-under `sarsa`; networks are of MinAtar's size; for the rest see hl_gauss.py.
+Where it departs from the papers: equation 2.4 of the second prints the successor in the
+regulariser, which holds at the observation itself; a sample whose next action was not recorded,
+because the episode was cut there, is left out under `sarsa`; networks are of MinAtar's size; for
+the rest see hl_gauss.py.
 """
 
 from collections.abc import Callable
@@ -65,7 +70,8 @@ class Config:
     sigma_ratio: float = 0.75
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
-    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in its paper"""
+    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in
+    its paper"""
     hidden: tuple[int, ...] = rlzoo.static((120, 84))
     """widths of the hidden layers"""
     channels: int = rlzoo.static(16)
@@ -84,13 +90,16 @@ class Config:
     """gamma"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 def patches(x):
-    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is a convolution."""
+    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is
+    a convolution."""
     h, w = x.shape[-3] - 2, x.shape[-2] - 2
-    return jnp.concatenate([x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1)
+    return jnp.concatenate(
+        [x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1
+    )
 
 
 class Network(nn.Module):
@@ -108,7 +117,7 @@ class Network(nn.Module):
         return nn.Dense(self.out, bias_init=self.bias_init)(x)
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Policy(NamedTuple):
@@ -132,7 +141,7 @@ class Sample(NamedTuple):
     """float32 [n]: 0 where the target cannot be known"""
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 LOSSES = ("hl_gauss", "two_hot", "c51", "mse", "mse_softmax")
 TARGETS = ("q_learning", "sarsa")
@@ -143,23 +152,28 @@ def centres(config):
     gaps = config.bins - 1 if config.widen or config.loss in ("two_hot", "c51") else config.bins
     width = (config.v_max - config.v_min) / gaps
     inset = 0.5 * width * (gaps - config.bins + 1)
-    return jnp.linspace(config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32), width
+    return jnp.linspace(
+        config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32
+    ), width
 
 
 def decode(out, config):
-    """Values [...] of a network's output: themselves [...], or the means of the distributions of logits [..., bins]."""
+    """Values [...] of a network's output: themselves [...], or the means of the distributions of
+    logits [..., bins]."""
     return out if config.loss == "mse" else (jax.nn.softmax(out) * centres(config)[0]).sum(-1)
 
 
 def two_hot(y, config):
-    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the range."""
+    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the
+    range."""
     z, width = centres(config)
     place = (jnp.clip(y, z[0], z[-1]) - z[0]) / width
     return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(config.bins)), 0.0)
 
 
 def hl_gauss(y, config):
-    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them in each bin."""
+    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them
+    in each bin."""
     z, width = centres(config)
     edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
     y = jnp.clip(y, config.v_min, config.v_max)
@@ -168,24 +182,28 @@ def hl_gauss(y, config):
 
 
 def encode(y, config):
-    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where errors are squared."""
+    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where
+    errors are squared."""
     if config.loss == "two_hot":
         return two_hot(y, config)
     return hl_gauss(y, config) if config.loss == "hl_gauss" else y
 
 
 def project(probs, reward, discount, config):
-    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the atoms: [n, bins].
+    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the
+    atoms: [n, bins].
 
-    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by `two_hot`.
+    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by
+    `two_hot`.
     """
     moved = two_hot(reward[:, None] + discount[:, None] * centres(config)[0], config)
     return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
 
 
 def first_bias(config, shape):
-    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform distributions over a range
-    that is not symmetric would decode to its middle; there the values start at 0 too."""
+    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform
+    distributions over a range that is not symmetric would decode to its middle; there the values
+    start at 0 too."""
     if config.loss == "mse":
         return jnp.zeros(shape)
     off = jnp.abs(config.v_min + config.v_max) > 1e-3 * (config.v_max - config.v_min)
@@ -194,7 +212,8 @@ def first_bias(config, shape):
 
 
 def kl(target, logits):
-    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy, softmax - target."""
+    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy,
+    softmax - target."""
     return -(entr(target) + target * jax.nn.log_softmax(logits)).sum(-1)
 
 
@@ -204,10 +223,11 @@ def taken(x, action):
 
 
 def cql_loss(q, action):
-    """How far the values q [n, num_actions] of all actions are above those of the data's [n]: [n], at least 0.
+    """How far the values q [n, num_actions] of all actions are above those of the data's [n]: [n],
+    at least 0.
 
-    Kumar et al. 2020, equation 4 with its action distribution maximised out: logsumexp_a Q(s, a) - Q(s, a_data). Its
-    gradient is softmax(q) less the data's action, one-hot.
+    Kumar et al. 2020, equation 4 with its action distribution maximised out: logsumexp_a Q(s, a) -
+    Q(s, a_data). Its gradient is softmax(q) less the data's action, one-hot.
     """
     return logsumexp(q, -1) - taken(q, action)
 
@@ -215,13 +235,16 @@ def cql_loss(q, action):
 def td_loss(params, target_params, sample, net, config):
     """One of `LOSSES` for the data's actions, plus the regulariser; means over the samples kept.
 
-    `net(params, obs)` gives values [n, num_actions] (mse) or logits [n, num_actions, bins]. Also returns metrics.
+    `net(params, obs)` gives values [n, num_actions] (mse) or logits [n, num_actions, bins]. Also
+    returns metrics.
     """
     batch, discount = sample.batch, config.discount * (1.0 - sample.batch.terminated)
     next_out = jax.lax.stop_gradient(net(target_params, batch.next_obs))
     next_q, choice = decode(next_out, config), sample.next_action
     if config.target == "q_learning":
-        choice = jnp.argmax(decode(net(params, batch.next_obs), config) if config.double else next_q, -1)
+        choice = jnp.argmax(
+            decode(net(params, batch.next_obs), config) if config.double else next_q, -1
+        )
     target = batch.reward + discount * taken(next_q, choice)
     everything = net(params, batch.obs)
     q, out = decode(everything, config), taken(everything, batch.action)
@@ -231,10 +254,16 @@ def td_loss(params, target_params, sample, net, config):
         goal = project(jax.nn.softmax(taken(next_out, choice)), batch.reward, discount, config)
     squared = config.loss in ("mse", "mse_softmax")
     mean = lambda x: (sample.kept * x).sum() / jnp.maximum(sample.kept.sum(), 1.0)
-    td, cql = mean((value - target) ** 2 if squared else kl(goal, out)), mean(cql_loss(q, batch.action))
+    td, cql = (
+        mean((value - target) ** 2 if squared else kl(goal, out)),
+        mean(cql_loss(q, batch.action)),
+    )
     margin = 3.0 * config.sigma_ratio * centres(config)[1]
     metrics = {
-        "loss/td": td, "loss/cql": cql, "q": mean(value), "agreement": mean(jnp.argmax(q, -1) == batch.action),
+        "loss/td": td,
+        "loss/cql": cql,
+        "q": mean(value),
+        "agreement": mean(jnp.argmax(q, -1) == batch.action),
         "kept": sample.kept.mean(),
         "clipped": mean((target < config.v_min) | (target > config.v_max)),
         "near_edge": mean((target < config.v_min + margin) | (target > config.v_max - margin)),
@@ -245,23 +274,34 @@ def td_loss(params, target_params, sample, net, config):
     return td + config.cql_alpha * cql, metrics
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def check(config, env, dataset):
-    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether to convolve."""
+    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether
+    to convolve."""
     if dataset is None:
-        raise rlzoo.Refused("offline_dqn learns from a data set and none was given: --dataset FILE "
-                            "(rlzoo data collect RUN --replay --out FILE records one)")
+        raise rlzoo.Refused(
+            "offline_dqn learns from a data set and none was given: --dataset FILE "
+            "(rlzoo data collect RUN --replay --out FILE records one)"
+        )
     if not dataset.discrete or dataset.obs.shape[1:] != env.obs_shape:
-        raise rlzoo.Refused(f"the data set has obs {list(dataset.obs.shape[1:])} and actions "
-                            f"{dataset.action.dtype}{list(dataset.action.shape[1:])}, but {env.id} has obs "
-                            f"{list(env.obs_shape)} and {env.num_actions} discrete actions")
+        raise rlzoo.Refused(
+            f"the data set has obs {list(dataset.obs.shape[1:])} and actions "
+            f"{dataset.action.dtype}{list(dataset.action.shape[1:])}, but {env.id} has obs "
+            f"{list(env.obs_shape)} and {env.num_actions} discrete actions"
+        )
     if config.loss not in LOSSES:
         raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
     if config.target not in TARGETS:
         raise rlzoo.Refused.unknown("--target", config.target, TARGETS)
-    for name, low in (("bins", 2), ("channels", 0), ("width", 1), ("batch_size", 1), ("target_every", 1)):
+    for name, low in (
+        ("bins", 2),
+        ("channels", 0),
+        ("width", 1),
+        ("batch_size", 1),
+        ("target_every", 1),
+    ):
         if getattr(config, name) < low:
             raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least {low}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(config)):
@@ -275,8 +315,9 @@ def check(config, env, dataset):
 
 
 def sample(dataset, key, n, target):
-    """n rows, drawn with replacement. The next action is that of the row after, which is the same episode's unless
-    this row ends it: a terminated row needs none, a truncated one has none and is not kept under `sarsa`."""
+    """n rows, drawn with replacement. The next action is that of the row after, which is the same
+    episode's unless this row ends it: a terminated row needs none, a truncated one has none and is
+    not kept under `sarsa`."""
     index = draw(dataset, key, n)
     batch = rows(dataset, index)
     kept = jnp.ones(n) if target == "q_learning" else 1.0 - batch.truncated
@@ -287,7 +328,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     conv = check(config, env, dataset)
     shape = (env.num_actions,) if config.loss == "mse" else (env.num_actions, config.bins)
     net = Network(
-        widths=tuple(width * config.width for width in config.hidden), out=int(np.prod(shape)),
+        widths=tuple(width * config.width for width in config.hidden),
+        out=int(np.prod(shape)),
         channels=config.channels * config.width if conv else 0,
         bias_init=lambda key, size, dtype: first_bias(config, shape).reshape(size),
     )
@@ -307,19 +349,28 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def step(state, t):
         sample_key, key = jax.random.split(state.key)
         drawn = sample(dataset, sample_key, config.batch_size, config.target)
-        vector, unravel = ravel_pytree(state.params)  # one vector: an optimiser step is then one fused loop
+        vector, unravel = ravel_pytree(
+            state.params
+        )  # one vector: an optimiser step is then one fused loop
         objective = lambda p: td_loss(unravel(p), state.target_params, drawn, apply, config)
         grads, metrics = jax.grad(objective, has_aux=True)(vector)
         direction, opt_state = optimizer.update(grads, state.opt_state)
         params = unravel(vector - config.learning_rate * direction)
-        target_params = jax.lax.cond((t + 1) % config.target_every == 0, lambda: params, lambda: state.target_params)
+        target_params = jax.lax.cond(
+            (t + 1) % config.target_every == 0, lambda: params, lambda: state.target_params
+        )
         return State(params, target_params, opt_state, key), metrics
 
     def act(policy, obs, key):
         return jnp.argmax(decode(apply(policy.params, obs), config), -1)
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params), act, steps_per_call=1, updates_per_call=1,
+        init,
+        step,
+        lambda state: Policy(state.params),
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
     )
 
 

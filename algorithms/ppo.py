@@ -1,18 +1,21 @@
-"""PPO: proximal policy optimisation with the clipped objective and generalised advantage estimation.
+"""PPO: proximal policy optimisation with the clipped objective and generalised advantage
+estimation.
 
-Papers: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9; GAE: Schulman et al. 2015 (arXiv 1506.02438),
-equations 11-16. Discrete and continuous actions, vector and image observations.
+Papers: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9; GAE: Schulman et al. 2015 (arXiv
+1506.02438), equations 11-16. Discrete and continuous actions, vector and image observations.
 
 Run:    python algorithms/ppo.py --env CartPole-v1 --seeds 8 --learning-rate 1e-3
 Expect: a return of 500 within 100,000 steps (results/baselines, also for Pendulum and MinAtar)
 
-Metrics: `loss/policy`, `loss/value` and `entropy` (nats) are averages over all minibatches; `kl` is the estimate
-E[r - 1 - log r] of KL(old || new); `clipped` is the fraction of samples outside the clip range; `explained` is the
-share of the returns' variance that the values of the rollout explain.
+Metrics: `loss/policy`, `loss/value` and `entropy` (nats) are averages over all minibatches; `kl` is
+the estimate E[r - 1 - log r] of KL(old || new); `clipped` is the fraction of samples outside the
+clip range; `explained` is the share of the returns' variance that the values of the rollout
+explain.
 
-Where it departs from the paper: actor and critic are separate networks; advantages are normalised within each
-minibatch; the learning rate falls linearly to zero (`anneal`). Truncated episodes bootstrap from the value of the
-true successor observation, which the paper leaves open and most implementations get wrong.
+Where it departs from the paper: actor and critic are separate networks; advantages are normalised
+within each minibatch; the learning rate falls linearly to zero (`anneal`). Truncated episodes
+bootstrap from the value of the true successor observation, which the paper leaves open and most
+implementations get wrong.
 """
 
 from typing import Any, NamedTuple
@@ -68,11 +71,12 @@ class Config:
     """scale rewards by the running deviation of the discounted return"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 class MLP(nn.Module):
-    """The last kernel is [out, width]: with few outputs, its gradient is then six times faster on a CPU."""
+    """The last kernel is [out, width]: with few outputs, its gradient is then six times faster on a
+    CPU."""
 
     widths: tuple[int, ...]
     out: int
@@ -82,11 +86,13 @@ class MLP(nn.Module):
     def __call__(self, x):
         for width in self.widths:
             x = nn.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
-        kernel = self.param("kernel", nn.initializers.orthogonal(self.out_scale), (self.out, x.shape[-1]))
+        kernel = self.param(
+            "kernel", nn.initializers.orthogonal(self.out_scale), (self.out, x.shape[-1])
+        )
         return x @ kernel.T + self.param("bias", nn.initializers.zeros, (self.out,))
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Params(NamedTuple):
@@ -121,14 +127,15 @@ class Batch(NamedTuple):
     target: jax.Array
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 def gae(reward, value, next_value, terminated, done, discount, lam):
     """Generalised advantage estimation (arXiv 1506.02438, equation 16) over [length, num_envs].
 
-    delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t), where s_{t+1} is the true successor, so that a
-    truncated episode still bootstraps; the sum of deltas is cut wherever an episode is done.
+    delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t), where s_{t+1} is the true
+    successor, so that a truncated episode still bootstraps; the sum of deltas is cut wherever an
+    episode is done.
     """
     delta = reward + discount * (1.0 - terminated) * next_value - value
     decay = discount * lam * (1.0 - done)
@@ -143,21 +150,26 @@ def gae(reward, value, next_value, terminated, done, discount, lam):
 def successor_values(value, steps, judge, limit):
     """V of the true successors [length, num_envs], from V of the observations acted on, `value`.
 
-    A successor is the next observation acted on, except where an episode ended: a terminated one is never asked
-    for, and truncated ones, of which an environment with a time limit (`limit`, the shortest) has few, are judged
-    apart.
+    A successor is the next observation acted on, except where an episode ended: a terminated one is
+    never asked for, and truncated ones, of which an environment with a time limit (`limit`, the
+    shortest) has few, are judged apart.
     """
     length = len(value)
     most = 1 + (length - 1) // limit
-    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[1].T  # [most, num_envs]: when, if at all
+    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[
+        1
+    ].T  # [most, num_envs]: when, if at all
     at = (jnp.append(cut, jnp.full_like(cut[:1], length - 1), 0), jnp.arange(value.shape[1]))
     next_value = jnp.append(value[1:], value[-1:], 0)
     last = jnp.arange(length)[:, None] == length - 1
-    return next_value.at[at].set(jnp.where((steps.truncated | last)[at], judge(steps.next_obs[at]), next_value[at]))
+    return next_value.at[at].set(
+        jnp.where((steps.truncated | last)[at], judge(steps.next_obs[at]), next_value[at])
+    )
 
 
 def log_prob_and_entropy(head, log_std, action):
-    """Of a categorical with logits `head` [..., num_actions], or of a diagonal Gaussian with mean `head`."""
+    """Of a categorical with logits `head` [..., num_actions], or of a diagonal Gaussian with mean
+    `head`."""
     if log_std is None:
         log_probs = jax.nn.log_softmax(head)
         taken = (log_probs * jax.nn.one_hot(action, head.shape[-1])).sum(-1)
@@ -168,14 +180,21 @@ def log_prob_and_entropy(head, log_std, action):
 
 
 def loss(params, batch, actor, critic, config):
-    """Equation 9: clipped surrogate (equation 7), squared value error, entropy bonus. Metrics: see METRICS."""
-    log_prob, entropy = log_prob_and_entropy(actor(params.actor, batch.obs), params.log_std, batch.action)
+    """Equation 9: clipped surrogate (equation 7), squared value error, entropy bonus. Metrics: see
+    METRICS."""
+    log_prob, entropy = log_prob_and_entropy(
+        actor(params.actor, batch.obs), params.log_std, batch.action
+    )
     value = critic(params.critic, batch.obs)[..., 0]
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
     advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
-    terms = (-jnp.minimum(ratio * advantage, clipped * advantage), 0.5 * (value - batch.target) ** 2, entropy)
+    terms = (
+        -jnp.minimum(ratio * advantage, clipped * advantage),
+        0.5 * (value - batch.target) ** 2,
+        entropy,
+    )
     policy_loss, value_loss, bonus = (term.mean() for term in terms)
     total = policy_loss + config.value_coef * value_loss - config.entropy_coef * bonus
     return total, jnp.stack([*terms, ratio - 1.0 - log_ratio, clipped != ratio]).mean(-1)
@@ -185,31 +204,40 @@ METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clipped")
 
 
 def shuffles(key, count, size):
-    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are the index.
+    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are
+    the index.
 
     One sort of single words is several times faster on a CPU than `jax.random.permutation`.
     """
     low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
     bits = jax.random.bits(key, (count, size))
-    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(jnp.int32)
+    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(
+        jnp.int32
+    )
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     size = config.num_envs * config.num_steps
     if size % config.minibatches:
-        raise rlzoo.Refused(f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}")
+        raise rlzoo.Refused(
+            f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}"
+        )
     outputs = env.num_actions if env.discrete else env.action_dim
     actor_net = MLP(config.hidden, outputs, 0.01)
     critic_net = MLP(config.hidden, 1, 1.0)
-    shortest = int(np.min(time_limit(env.inner, env.params)))  # limits may differ between environments
+    shortest = int(
+        np.min(time_limit(env.inner, env.params))
+    )  # limits may differ between environments
     flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
     actor = lambda params, obs: actor_net.apply(params, flat(obs))
     critic = lambda params, obs: critic_net.apply(params, flat(obs))
     updates = -(-config.total_steps // size) * config.epochs * config.minibatches
-    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    )
 
     def init(key):
         actor_key, critic_key, env_key, key = jax.random.split(key, 4)
@@ -229,16 +257,23 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return obs.astype(jnp.float32) if stats is None else stats.normalize(obs)
 
     def collect(state, noise_key, env_key, t):
-        """Roll the policy, then judge all steps at once: the critic runs over the whole rollout, not within it."""
+        """Roll the policy, then judge all steps at once: the critic runs over the whole rollout,
+        not within it."""
         shape = (config.num_steps, config.num_envs, outputs)
         noise = (jax.random.gumbel if env.discrete else jax.random.normal)(noise_key, shape)
 
         def choose(obs, noise):
             head = actor(state.params.actor, see(state.stats, obs))
-            action = jnp.argmax(head + noise, -1) if env.discrete else head + jnp.exp(state.params.log_std) * noise
+            action = (
+                jnp.argmax(head + noise, -1)
+                if env.discrete
+                else head + jnp.exp(state.params.log_std) * noise
+            )
             return action, head
 
-        env_state, steps, head, metrics = env.rollout(state.env, choose, noise, env_key, config.num_steps, t)
+        env_state, steps, head, metrics = env.rollout(
+            state.env, choose, noise, env_key, config.num_steps, t
+        )
         stats = state.stats
         obs = see(stats, steps.obs)
         if config.normalize_obs:
@@ -248,19 +283,33 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             reward_scale, reward = reward_scale.update(reward, done(steps), config.discount)
         judge = lambda obs: critic(state.params.critic, obs)[..., 0]
         value = judge(obs)
-        next_value = successor_values(value, steps, lambda obs: judge(see(state.stats, obs)), shortest)
+        next_value = successor_values(
+            value, steps, lambda obs: judge(see(state.stats, obs)), shortest
+        )
         log_prob, _ = log_prob_and_entropy(head, state.params.log_std, steps.action)
-        advantage = gae(reward, value, next_value, steps.terminated, done(steps), config.discount, config.gae_lambda)
+        advantage = gae(
+            reward,
+            value,
+            next_value,
+            steps.terminated,
+            done(steps),
+            config.discount,
+            config.gae_lambda,
+        )
         target = advantage + value
         metrics["explained"] = 1.0 - advantage.var() / (target.var() + 1e-8)
-        batch = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]),
-                             Batch(obs, steps.action, log_prob, advantage, target))
+        batch = jax.tree.map(
+            lambda x: x.reshape(size, *x.shape[2:]),
+            Batch(obs, steps.action, log_prob, advantage, target),
+        )
         return state.replace(env=env_state, stats=stats, reward_scale=reward_scale), batch, metrics
 
     def step(state, t):
         noise_key, env_key, shuffle_key, key = jax.random.split(state.key, 4)
         state, batch, metrics = collect(state, noise_key, env_key, t)
-        params, unravel = ravel_pytree(state.params)  # one vector: an optimiser step is then a few fused loops
+        params, unravel = ravel_pytree(
+            state.params
+        )  # one vector: an optimiser step is then a few fused loops
 
         def update(carry, rows):
             params, opt_state, count = carry
@@ -271,7 +320,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             rate = config.learning_rate * (1.0 - count / updates if config.anneal else 1.0)
             return (params - rate * direction, opt_state, count + 1), metrics
 
-        rows = shuffles(shuffle_key, config.epochs, size).reshape(config.epochs * config.minibatches, -1)
+        rows = shuffles(shuffle_key, config.epochs, size).reshape(
+            config.epochs * config.minibatches, -1
+        )
         carry = (params, state.opt_state, t * config.epochs * config.minibatches)
         (params, opt_state, _), losses = jax.lax.scan(update, carry, rows, unroll=min(4, len(rows)))
         metrics |= dict(zip(METRICS, losses.mean(0), strict=True))
@@ -282,8 +333,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return jnp.argmax(head, -1) if env.discrete else head
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params, state.stats), act,
-        steps_per_call=size, updates_per_call=config.epochs * config.minibatches,
+        init,
+        step,
+        lambda state: Policy(state.params, state.stats),
+        act,
+        steps_per_call=size,
+        updates_per_call=config.epochs * config.minibatches,
     )
 
 

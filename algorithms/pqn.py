@@ -1,7 +1,9 @@
-"""PQN: parallelised Q-learning with neither replay nor target network, and with every value loss of hl_gauss.py.
+"""PQN: parallelised Q-learning with neither replay nor target network, and with every value loss of
+hl_gauss.py.
 
-Paper: Gallici et al. 2024 (arXiv 2407.04811), algorithm 1: many environments stepped epsilon-greedily, lambda-returns
-of short rollouts as targets, LayerNorm for stability. Its loss is `mse`; hl_gauss.py explains the others:
+Paper: Gallici et al. 2024 (arXiv 2407.04811), algorithm 1: many environments stepped
+epsilon-greedily, lambda-returns of short rollouts as targets, LayerNorm for stability. Its loss is
+`mse`; hl_gauss.py explains the others:
 
     mse          half the squared error of a scalar
     hl_gauss     cross-entropy to a Gaussian around the target (arXiv 2403.03950, section 3.1)
@@ -10,18 +12,22 @@ of short rollouts as targets, LayerNorm for stability. Its loss is `mse`; hl_gau
     mse_softmax  half the squared error of the categorical's mean
 
 Run:    python algorithms/pqn.py --env CartPole-v1 --seeds 8
-        python algorithms/pqn.py --env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128 --num-steps 32 \
-            --minibatches 32 --epochs 2 --hidden 128 --td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.1
+        python algorithms/pqn.py --env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128
+        --num-steps 32 \
+            --minibatches 32 --epochs 2 --hidden 128 --td-lambda 0.65 --epsilon-end 0.05
+            --epsilon-fraction 0.1
 Expect: a return of 500 on CartPole within 500,000 steps
 
-Metrics: `loss/td` is half the squared error, or KL(target || prediction) in nats; `q` the mean value of the actions
-taken; `entropy` that of their distributions (nats): averages over all minibatches. `clipped` is the share of targets
-outside [v_min, v_max], `near_edge` of those there or within 3 sigma of its ends; `target_max` the largest |target| of
-a rollout; `epsilon` the share of random actions.
+Metrics: `loss/td` is half the squared error, or KL(target || prediction) in nats; `q` the mean
+value of the actions taken; `entropy` that of their distributions (nats): averages over all
+minibatches. `clipped` is the share of targets outside [v_min, v_max], `near_edge` of those there or
+within 3 sigma of its ends; `target_max` the largest |target| of a rollout; `epsilon` the share of
+random actions.
 
-Where it departs from the paper: truncated episodes bootstrap from the true successor; images are not divided by 255;
-a 3x3 convolution is one matrix product over patches. C51 with lambda-returns is not in the paper: projecting at every
-step keeps the mean and blurs the distribution, the more the longer the rollout and the larger lambda.
+Where it departs from the paper: truncated episodes bootstrap from the true successor; images are
+not divided by 255; a 3x3 convolution is one matrix product over patches. C51 with lambda-returns is
+not in the paper: projecting at every step keeps the mean and blurs the distribution, the more the
+longer the rollout and the larger lambda.
 """
 
 from collections.abc import Callable
@@ -66,7 +72,8 @@ class Config:
     sigma_ratio: float = 0.75
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
-    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in its paper"""
+    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in
+    its paper"""
     hidden: tuple[int, ...] = rlzoo.static((128, 128))
     """widths of the hidden layers"""
     channels: int = rlzoo.static(16)
@@ -74,7 +81,8 @@ class Config:
     width: int = rlzoo.static(1)
     """multiplies the hidden layers' widths and the channels"""
     bf16: bool = rlzoo.static(False)
-    """compute the layers before the head in bfloat16; all else, targets above all, stays in float32"""
+    """compute the layers before the head in bfloat16; all else, targets above all, stays in
+    float32"""
     learning_rate: float = 5e-4
     """RAdam's step size at the start"""
     anneal: bool = rlzoo.static(True)
@@ -95,13 +103,16 @@ class Config:
     """part of the run over which it falls, linearly"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 def patches(x):
-    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is a convolution."""
+    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is
+    a convolution."""
     h, w = x.shape[-3] - 2, x.shape[-2] - 2
-    return jnp.concatenate([x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1)
+    return jnp.concatenate(
+        [x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1
+    )
 
 
 class Network(nn.Module):
@@ -113,8 +124,11 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        dense = lambda width, x: nn.relu(nn.LayerNorm(dtype=self.dtype)(
-            nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)))
+        dense = lambda width, x: nn.relu(
+            nn.LayerNorm(dtype=self.dtype)(
+                nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
+            )
+        )
         if self.channels:
             x = dense(self.channels, patches(x)).reshape(*x.shape[:-3], -1)
         for width in self.widths:
@@ -122,7 +136,7 @@ class Network(nn.Module):
         return nn.Dense(self.out, bias_init=self.bias_init)(x.astype(jnp.float32))
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Policy(NamedTuple):
@@ -146,7 +160,7 @@ class Batch(NamedTuple):
     """values [n] (mse, mse_softmax) or distributions [n, bins]"""
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 LOSSES = ("mse", "hl_gauss", "two_hot", "c51", "mse_softmax")
 
@@ -156,23 +170,28 @@ def centres(config):
     gaps = config.bins - 1 if config.widen or config.loss in ("two_hot", "c51") else config.bins
     width = (config.v_max - config.v_min) / gaps
     inset = 0.5 * width * (gaps - config.bins + 1)
-    return jnp.linspace(config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32), width
+    return jnp.linspace(
+        config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32
+    ), width
 
 
 def decode(out, config):
-    """Values [...] of a network's output: themselves [...], or the means of the distributions of logits [..., bins]."""
+    """Values [...] of a network's output: themselves [...], or the means of the distributions of
+    logits [..., bins]."""
     return out if config.loss == "mse" else (jax.nn.softmax(out) * centres(config)[0]).sum(-1)
 
 
 def two_hot(y, config):
-    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the range."""
+    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the
+    range."""
     z, width = centres(config)
     place = (jnp.clip(y, z[0], z[-1]) - z[0]) / width
     return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(config.bins)), 0.0)
 
 
 def hl_gauss(y, config):
-    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them in each bin."""
+    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them
+    in each bin."""
     z, width = centres(config)
     edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
     y = jnp.clip(y, config.v_min, config.v_max)
@@ -181,24 +200,28 @@ def hl_gauss(y, config):
 
 
 def encode(y, config):
-    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where errors are squared."""
+    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where
+    errors are squared."""
     if config.loss == "two_hot":
         return two_hot(y, config)
     return hl_gauss(y, config) if config.loss == "hl_gauss" else y
 
 
 def project(probs, reward, discount, config):
-    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the atoms: [n, bins].
+    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the
+    atoms: [n, bins].
 
-    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by `two_hot`.
+    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by
+    `two_hot`.
     """
     moved = two_hot(reward[:, None] + discount[:, None] * centres(config)[0], config)
     return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
 
 
 def first_bias(config, shape):
-    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform distributions over a range
-    that is not symmetric would decode to its middle; there the values start at 0 too."""
+    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform
+    distributions over a range that is not symmetric would decode to its middle; there the values
+    start at 0 too."""
     if config.loss == "mse":
         return jnp.zeros(shape)
     off = jnp.abs(config.v_min + config.v_max) > 1e-3 * (config.v_max - config.v_min)
@@ -207,7 +230,8 @@ def first_bias(config, shape):
 
 
 def kl(target, logits):
-    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy, softmax - target."""
+    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy,
+    softmax - target."""
     return -(entr(target) + target * jax.nn.log_softmax(logits)).sum(-1)
 
 
@@ -217,7 +241,8 @@ def taken(x, action):
 
 
 def greedy(out, config):
-    """The best actions [...] and their values [...]; for C51 the distributions of these [..., bins]."""
+    """The best actions [...] and their values [...]; for C51 the distributions of these [...,
+    bins]."""
     q = decode(out, config)
     action = jnp.argmax(q, -1)
     if config.loss != "c51":
@@ -226,17 +251,23 @@ def greedy(out, config):
 
 
 def lambda_returns(reward, next_value, terminated, done, config):
-    """Targets [length, num_envs], or for C51 their distributions [length, num_envs, bins], as `next_value` is.
+    """Targets [length, num_envs], or for C51 their distributions [length, num_envs, bins], as
+    `next_value` is.
 
-    G_t = r_t + gamma (1 - terminated_t) ((1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1}) (section 4), s_{t+1} being
-    the true successor; lambda is 0 where the episode is done, so that a truncated one still bootstraps. Distributions
-    are mixed, moved and projected likewise.
+    G_t = r_t + gamma (1 - terminated_t) ((1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1})
+    (section 4), s_{t+1} being the true successor; lambda is 0 where the episode is done, so that a
+    truncated one still bootstraps. Distributions are mixed, moved and projected likewise.
     """
+
     def body(after, x):
         reward, next_value, discount, lam = x
         lam = lam.reshape(lam.shape + (1,) * (after.ndim - lam.ndim))
         mixed = (1.0 - lam) * next_value + lam * after
-        target = project(mixed, reward, discount, config) if after.ndim > reward.ndim else reward + discount * mixed
+        target = (
+            project(mixed, reward, discount, config)
+            if after.ndim > reward.ndim
+            else reward + discount * mixed
+        )
         return target, target
 
     xs = (reward, next_value, config.discount * (1.0 - terminated), config.td_lambda * (1.0 - done))
@@ -244,15 +275,18 @@ def lambda_returns(reward, next_value, terminated, done, config):
 
 
 def successor_values(value, steps, judge, limit):
-    """Values of the true successors [length, num_envs, ...], from those of the observations acted on, `value`.
+    """Values of the true successors [length, num_envs, ...], from those of the observations acted
+    on, `value`.
 
-    A successor is the next observation acted on, except where an episode ended: a terminated one is never asked
-    for, and truncated ones, of which an environment with a time limit (`limit`, the shortest) has few, are judged
-    apart.
+    A successor is the next observation acted on, except where an episode ended: a terminated one is
+    never asked for, and truncated ones, of which an environment with a time limit (`limit`, the
+    shortest) has few, are judged apart.
     """
     length = len(value)
     most = 1 + (length - 1) // limit
-    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[1].T  # [most, num_envs]: when, if at all
+    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[
+        1
+    ].T  # [most, num_envs]: when, if at all
     at = (jnp.append(cut, jnp.full_like(cut[:1], length - 1), 0), jnp.arange(value.shape[1]))
     next_value = jnp.append(value[1:], value[-1:], 0)
     last = jnp.arange(length)[:, None] == length - 1
@@ -262,14 +296,16 @@ def successor_values(value, steps, judge, limit):
 
 
 def td_loss(params, batch, net, config):
-    """One of `LOSSES` for the actions taken. `net(params, obs)` gives values [n, num_actions] (mse) or logits
-    [n, num_actions, bins]. Also returns metrics."""
+    """One of `LOSSES` for the actions taken. `net(params, obs)` gives values [n, num_actions] (mse)
+    or logits [n, num_actions, bins]. Also returns metrics."""
     out = taken(net(params, batch.obs), batch.action)
     value = decode(out, config)
     squared = config.loss in ("mse", "mse_softmax")
     loss = (0.5 * (value - batch.target) ** 2 if squared else kl(batch.target, out)).mean()
     metrics = {"loss/td": loss, "q": value.mean()}
-    return loss, metrics if config.loss == "mse" else metrics | {"entropy": entr(jax.nn.softmax(out)).sum(-1).mean()}
+    return loss, metrics if config.loss == "mse" else metrics | {
+        "entropy": entr(jax.nn.softmax(out)).sum(-1).mean()
+    }
 
 
 def describe(target, config):
@@ -283,23 +319,29 @@ def describe(target, config):
 
 
 def shuffles(key, count, size):
-    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are the index.
+    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are
+    the index.
 
     One sort of single words is several times faster on a CPU than `jax.random.permutation`.
     """
     low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
     bits = jax.random.bits(key, (count, size))
-    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(jnp.int32)
+    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(
+        jnp.int32
+    )
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def check(config, env):
-    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether to convolve."""
+    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether
+    to convolve."""
     size = config.num_envs * config.num_steps
     if size % config.minibatches:
-        raise rlzoo.Refused(f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}")
+        raise rlzoo.Refused(
+            f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}"
+        )
     if config.loss not in LOSSES:
         raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
     for name, low in (("bins", 2), ("channels", 0), ("width", 1)):
@@ -319,8 +361,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     size = config.num_envs * config.num_steps
     shape = (env.num_actions,) if config.loss == "mse" else (env.num_actions, config.bins)
     net = Network(
-        widths=tuple(width * config.width for width in config.hidden), out=int(np.prod(shape)),
-        channels=config.channels * config.width if conv else 0, dtype=jnp.bfloat16 if config.bf16 else None,
+        widths=tuple(width * config.width for width in config.hidden),
+        out=int(np.prod(shape)),
+        channels=config.channels * config.width if conv else 0,
+        dtype=jnp.bfloat16 if config.bf16 else None,
         bias_init=lambda key, size, dtype: first_bias(config, shape).reshape(size),
     )
     see = lambda obs: obs if conv else obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
@@ -329,21 +373,32 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         out = net.apply(params, see(obs))
         return out.reshape(*out.shape[:-1], *shape)
 
-    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_radam(eps=config.adam_eps))
-    shortest = int(np.min(time_limit(env.inner, env.params)))  # limits may differ between environments
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_radam(eps=config.adam_eps)
+    )
+    shortest = int(
+        np.min(time_limit(env.inner, env.params))
+    )  # limits may differ between environments
     calls = -(-config.total_steps // size)
     updates = config.epochs * config.minibatches
 
     def init(key):
         net_key, env_key, key = jax.random.split(key, 3)
         params = net.init(net_key, see(jnp.zeros(env.obs_shape)))
-        return State(params, optimizer.init(ravel_pytree(params)[0]), env.reset(env_key, config.num_envs), key)
+        return State(
+            params,
+            optimizer.init(ravel_pytree(params)[0]),
+            env.reset(env_key, config.num_envs),
+            key,
+        )
 
     def collect(state, random_key, explore_key, env_key, t):
         """Roll out epsilon-greedily, and look back over the rollout for its targets."""
         progress = jnp.minimum(t / jnp.maximum(calls * config.epsilon_fraction, 1e-6), 1.0)
         epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
-        random = jax.random.randint(random_key, (config.num_steps, config.num_envs), 0, env.num_actions)
+        random = jax.random.randint(
+            random_key, (config.num_steps, config.num_envs), 0, env.num_actions
+        )
         explore = jax.random.uniform(explore_key, random.shape) < epsilon
 
         def choose(obs, x):
@@ -351,22 +406,33 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             return jnp.where(x[0], x[1], best), value
 
         env_state, steps, value, metrics = env.rollout(
-            state.env, choose, (explore, random), env_key, config.num_steps, t)
+            state.env, choose, (explore, random), env_key, config.num_steps, t
+        )
         judge = lambda obs: greedy(apply(state.params, obs), config)[1]
         next_value = successor_values(value, steps, judge, shortest)
-        back = lambda value: lambda_returns(steps.reward, value, steps.terminated, done(steps), config)
+        back = lambda value: lambda_returns(
+            steps.reward, value, steps.terminated, done(steps), config
+        )
         if config.loss == "c51":
             target, returns = back(next_value), back((next_value * centres(config)[0]).sum(-1))
         else:
             returns = back(next_value)
             target = encode(returns, config)
-        batch = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), Batch(steps.obs, steps.action, target))
-        return state.replace(env=env_state), batch, metrics | {"epsilon": epsilon} | describe(returns, config)
+        batch = jax.tree.map(
+            lambda x: x.reshape(size, *x.shape[2:]), Batch(steps.obs, steps.action, target)
+        )
+        return (
+            state.replace(env=env_state),
+            batch,
+            metrics | {"epsilon": epsilon} | describe(returns, config),
+        )
 
     def step(state, t):
         *collect_keys, shuffle_key, key = jax.random.split(state.key, 5)
         state, batch, metrics = collect(state, *collect_keys, t)
-        params, unravel = ravel_pytree(state.params)  # one vector: an optimiser step is then a few fused loops
+        params, unravel = ravel_pytree(
+            state.params
+        )  # one vector: an optimiser step is then a few fused loops
 
         def update(carry, rows):
             params, opt_state, count = carry
@@ -374,11 +440,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             objective = lambda p: td_loss(unravel(p), minibatch, apply, config)
             grads, metrics = jax.grad(objective, has_aux=True)(params)
             direction, opt_state = optimizer.update(grads, opt_state)
-            rate = config.learning_rate * (1.0 - count / (calls * updates) if config.anneal else 1.0)
+            rate = config.learning_rate * (
+                1.0 - count / (calls * updates) if config.anneal else 1.0
+            )
             return (params - rate * direction, opt_state, count + 1), metrics
 
         rows = shuffles(shuffle_key, config.epochs, size).reshape(updates, -1)
-        (params, opt_state, _), losses = jax.lax.scan(update, (params, state.opt_state, t * updates), rows)
+        (params, opt_state, _), losses = jax.lax.scan(
+            update, (params, state.opt_state, t * updates), rows
+        )
         metrics |= jax.tree.map(jnp.mean, losses)
         return state.replace(params=unravel(params), opt_state=opt_state, key=key), metrics
 
@@ -386,7 +456,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return greedy(apply(policy.params, obs), config)[0]
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params), act, steps_per_call=size, updates_per_call=updates,
+        init,
+        step,
+        lambda state: Policy(state.params),
+        act,
+        steps_per_call=size,
+        updates_per_call=updates,
     )
 
 

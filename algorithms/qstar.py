@@ -1,35 +1,39 @@
 """Q* search: a deep Q-network guides best-first search, which then need not expand nodes.
 
-Paper: Agostinelli et al. 2021 (arXiv 2102.04518), with the training of DeepCubeA (Agostinelli et al. 2019). The network
-gives q(s, a), the cost of the action and of what then remains, of all actions in one pass. The open list holds edges (a
-node, an action) by weight * g(s) + q(s, a): only the edge that is taken makes a node, where A* makes them all.
+Paper: Agostinelli et al. 2021 (arXiv 2102.04518), with the training of DeepCubeA (Agostinelli et
+al. 2019). The network gives q(s, a), the cost of the action and of what then remains, of all
+actions in one pass. The open list holds edges (a node, an action) by weight * g(s) + q(s, a): only
+the edge that is taken makes a node, where A* makes them all.
 
 Run:    python algorithms/qstar.py --env tile8 --total-steps 1_000_000
 Solve:  python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR    (or --solve scramble:20; --solve --help)
 Expect: results/qstar
 
-Metrics: `loss/q` is the squared error of one action in each state (of all where moves commute, in warm-up), `updates`
-counts the copies of the network to the target, `value` is the mean of the smallest q. `eval/solved` is the share of
-scrambled states, of depths spread evenly, that following the smallest q solves within `eval_moves` moves; `eval/value`
-what q says of them.
+Metrics: `loss/q` is the squared error of one action in each state (of all where moves commute, in
+warm-up), `updates` counts the copies of the network to the target, `value` is the mean of the
+smallest q. `eval/solved` is the share of scrambled states, of depths spread evenly, that following
+the smallest q solves within `eval_moves` moves; `eval/value` what q says of them.
 
-Training: scramble backwards from the goal, take one action drawn by exp(-q / temperature), and regress q(s, a) on
-cost + min q_target(s', .), which is 0 at a goal and before the first copy. The network is copied to the target every
-`block_steps` states, if the last loss is below `loss_threshold`. With `follow` training also goes where those actions
-lead, as DeepCubeA goes by search on its harder puzzles: a q that is too low draws the actions, and is put right. With
-`warmup_steps` the first targets are instead the moves of the scramble, an upper bound: of the action that undoes the
-last one, and of random ones; copies then ask for no small loss. Where moves commute and undo themselves (Lights Out)
-walks never end instead, and the set of moves made an odd number of times, a way back, gives the targets of all actions.
-These walks accept moves as Metropolis does, by how many entries of the state differ from the goal's (`cold`): most
-states then have few lights on though they are far from the goal, and there `periodic` networks learn the parities that
-the moves answer to, which hold everywhere.
+Training: scramble backwards from the goal, take one action drawn by exp(-q / temperature), and
+regress q(s, a) on cost + min q_target(s', .), which is 0 at a goal and before the first copy. The
+network is copied to the target every `block_steps` states, if the last loss is below
+`loss_threshold`. With `follow` training also goes where those actions lead, as DeepCubeA goes by
+search on its harder puzzles: a q that is too low draws the actions, and is put right. With
+`warmup_steps` the first targets are instead the moves of the scramble, an upper bound: of the
+action that undoes the last one, and of random ones; copies then ask for no small loss. Where moves
+commute and undo themselves (Lights Out) walks never end instead, and the set of moves made an odd
+number of times, a way back, gives the targets of all actions. These walks accept moves as
+Metropolis does, by how many entries of the state differ from the goal's (`cold`): most states then
+have few lights on though they are far from the goal, and there `periodic` networks learn the
+parities that the moves answer to, which hold everywhere.
 
-Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam keeps its moments over
-copies; a goal's value is 0 rather than learnt; warm-up and `periodic` are ours; the default network is smaller (paper:
---first 5000 --width 1000 --blocks 4 --batch-size 10_000 --block-steps 50_000_000). With many actions the open list
-takes the `block` best edges of a node and one entry that stands for the rest, from which the next ones come when it is
-its turn: equal priorities aside the order of edges is the same, the memory is not. This asks for a network whose value
-of a state does not depend on the rest of the batch.
+Where it departs from the paper (its body could not be read; the authors' DeepCubeA could): Adam
+keeps its moments over copies; a goal's value is 0 rather than learnt; warm-up and `periodic` are
+ours; the default network is smaller (paper: --first 5000 --width 1000 --blocks 4 --batch-size
+10_000 --block-steps 50_000_000). With many actions the open list takes the `block` best edges of a
+node and one entry that stands for the rest, from which the next ones come when it is its turn:
+equal priorities aside the order of edges is the same, the memory is not. This asks for a network
+whose value of a state does not depend on the rest of the batch.
 """
 
 from typing import Any, NamedTuple
@@ -68,7 +72,8 @@ class Config:
     blocks: int = rlzoo.static(2)
     """residual blocks of two layers each"""
     periodic: bool = rlzoo.static(False)
-    """one layer of `first` cosines instead of all others: for puzzles whose moves answer to parities"""
+    """one layer of `first` cosines instead of all others: for puzzles whose moves answer to
+    parities"""
     eval_moves: int = rlzoo.static(50)
     """moves in which evaluation must solve"""
     learning_rate: float = 1e-3
@@ -82,14 +87,16 @@ class Config:
     cold: float = 2.0
     """inverse temperature of the walks of warm-up where moves commute"""
     follow: float = 0.0
-    """actions on average that are followed from a scramble before the next; every state on the way is learnt from"""
+    """actions on average that are followed from a scramble before the next; every state on the way
+    is learnt from"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 class ResNet(nn.Module):
-    """Two layers, then residual blocks, with batch normalisation before each ReLU; a value for each action."""
+    """Two layers, then residual blocks, with batch normalisation before each ReLU; a value for each
+    action."""
 
     first: int
     width: int
@@ -108,14 +115,19 @@ class ResNet(nn.Module):
 
 
 class Cosines(nn.Module):
-    """A value for each action that is linear in cosines: of pi times a sum of bits, one is their parity."""
+    """A value for each action that is linear in cosines: of pi times a sum of bits, one is their
+    parity."""
 
     first: int
     out: int
 
     @nn.compact
     def __call__(self, x, train=False):
-        angles = nn.Dense(self.first, kernel_init=nn.initializers.normal(1.0), bias_init=nn.initializers.uniform(2 * jnp.pi))
+        angles = nn.Dense(
+            self.first,
+            kernel_init=nn.initializers.normal(1.0),
+            bias_init=nn.initializers.uniform(2 * jnp.pi),
+        )
         return nn.Dense(self.out)(jnp.cos(angles(x)))
 
 
@@ -125,7 +137,7 @@ def network(config, puzzle):
     return ResNet(config.first, config.width, config.blocks, puzzle.num_actions)
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Policy(NamedTuple):
@@ -144,11 +156,12 @@ class State:
     walk: jax.Array
     """uint8 [batch_size, size]: where the last actions led"""
     made: jax.Array
-    """bool [batch_size, actions], where moves commute: those made an odd number of times on the way to `walk`"""
+    """bool [batch_size, actions], where moves commute: those made an odd number of times on the way
+    to `walk`"""
     key: jax.Array
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 def q_target(cost, next_q, next_goal):
@@ -166,15 +179,19 @@ def choose(key, q, temperature):
     return jax.random.categorical(key, -q / temperature)
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config, env, dataset=None) -> rlzoo.Algorithm:
     puzzle = search.puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
-        raise rlzoo.Refused(f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; use 0")
+        raise rlzoo.Refused(
+            f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; use 0"
+        )
     if config.batch_size < 2:
-        raise rlzoo.Refused(f"batch_size is {config.batch_size}; batch normalisation needs at least 2")
+        raise rlzoo.Refused(
+            f"batch_size is {config.batch_size}; batch normalisation needs at least 2"
+        )
     net, count = network(config, puzzle), config.batch_size
     longest = config.scramble or puzzle.params.scramble_steps
     costs = jnp.asarray(puzzle.costs)
@@ -184,14 +201,24 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
     def init(key):
         net_key, key = jax.random.split(key)
         variables = net.init(net_key, jnp.zeros((1, puzzle.num_inputs)))
-        return State(variables, variables, optimizer.init(variables["params"]), jnp.int32(0), jnp.float32(jnp.inf),
-                     puzzle.scramble(net_key, jnp.zeros(count, jnp.int32), 0),
-                     jnp.zeros((count, puzzle.num_actions if puzzle.commutes else 0), bool), key)
+        return State(
+            variables,
+            variables,
+            optimizer.init(variables["params"]),
+            jnp.int32(0),
+            jnp.float32(jnp.inf),
+            puzzle.scramble(net_key, jnp.zeros(count, jnp.int32), 0),
+            jnp.zeros((count, puzzle.num_actions if puzzle.commutes else 0), bool),
+            key,
+        )
 
     def bootstrapped(state, key):
-        """States, and what to do with their q: (state, states, q -> (errors, states to go on from))."""
+        """States, and what to do with their q: (state, states, q -> (errors, states to go on
+        from))."""
         depth_key, key, act_key, stay_key = jax.random.split(key, 4)
-        states = puzzle.scramble(key, jax.random.randint(depth_key, (count,), 0, longest + 1), longest)
+        states = puzzle.scramble(
+            key, jax.random.randint(depth_key, (count,), 0, longest + 1), longest
+        )
         goes_on = jax.random.bernoulli(stay_key, config.follow / (config.follow + 1.0), (count,))
         states = jnp.where((goes_on & ~puzzle.is_goal(state.walk))[:, None], state.walk, states)
 
@@ -213,13 +240,18 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         goes_back = jax.random.bernoulli(which_key, 0.5, (count,)) | (other == undo)
         action = jnp.where(goes_back, undo, other)
         goal = puzzle.is_goal(puzzle.apply(states, action))
-        undoes = goes_back & (states != before).any(-1)  # a move that was not possible is not undone
-        back = costs[jnp.asarray(puzzle.inverse)[action]] + costs[undo] + depth  # back here, then as the scramble came
+        undoes = goes_back & (states != before).any(
+            -1
+        )  # a move that was not possible is not undone
+        back = (
+            costs[jnp.asarray(puzzle.inverse)[action]] + costs[undo] + depth
+        )  # back here, then as the scramble came
         target = costs[action] + jnp.where(goal, 0.0, jnp.where(undoes, depth, back))
         return state, states, lambda q: (of(q, action) - target, states)
 
     def by_set(state, key):
-        """As `by_scramble` where moves commute: walks go on, and the moves made are known as a set."""
+        """As `by_scramble` where moves commute: walks go on, and the moves made are known as a
+        set."""
         move_key, luck_key = jax.random.split(key)
         actions = jax.random.randint(move_key, (MOVES, count), 0, puzzle.num_actions)
         luck = jax.random.exponential(luck_key, (MOVES, count))
@@ -240,12 +272,18 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         state, states, regress = sample(state, key)
 
         def loss(params):
-            q, stats = net.apply({**state.variables, "params": params}, puzzle.inputs(states), train=True,
-                                 mutable=["batch_stats"])
+            q, stats = net.apply(
+                {**state.variables, "params": params},
+                puzzle.inputs(states),
+                train=True,
+                mutable=["batch_stats"],
+            )
             error, after = regress(q)
-            return (error ** 2).mean(), (stats, q.min(-1).mean(), after)
+            return (error**2).mean(), (stats, q.min(-1).mean(), after)
 
-        (value, (stats, q, after)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+        (value, (stats, q, after)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.variables["params"]
+        )
         direction, opt_state = optimizer.update(grads, state.opt_state)
         rate = config.learning_rate * 2.0 ** (-t * count / config.halving_steps)
         params = jax.tree.map(lambda p, d: p - rate * d, state.variables["params"], direction)
@@ -254,7 +292,9 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
 
     def copy(state, t):
         good = (state.loss < config.loss_threshold) | (t < warmup_calls)
-        target = jax.tree.map(lambda new, old: jnp.where(good, new, old), state.variables, state.target)
+        target = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), state.variables, state.target
+        )
         return state.replace(target=target, copies=state.copies + good)
 
     def step(state, t):
@@ -272,18 +312,25 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         q = lambda states: net.apply(state.variables, puzzle.inputs(states))
 
         def move(i, states):
-            return jnp.where(puzzle.is_goal(states)[:, None], states, puzzle.apply(states, q(states).argmin(-1)))
+            return jnp.where(
+                puzzle.is_goal(states)[:, None], states, puzzle.apply(states, q(states).argmin(-1))
+            )
 
         end = jax.lax.fori_loop(0, config.eval_moves, move, states)
         return {"eval/solved": puzzle.is_goal(end).mean(), "eval/value": q(states).min(-1).mean()}
 
     return rlzoo.Algorithm(
-        init, step, policy=lambda state: Policy(state.variables),
+        init,
+        step,
+        policy=lambda state: Policy(state.variables),
         act=lambda policy, obs, key: net.apply(policy.variables, obs).argmin(-1),
-        steps_per_call=count, updates_per_call=1, evaluate=evaluate)
+        steps_per_call=count,
+        updates_per_call=1,
+        evaluate=evaluate,
+    )
 
 
-# ---- search ---------------------------------------------------------------------------------------------------
+# ---- search --------------------------------------------------------------------------------------
 
 
 def solver(config, puzzle, batch=1_000, block=32, child_cost=False, **limits):
@@ -292,24 +339,40 @@ def solver(config, puzzle, batch=1_000, block=32, child_cost=False, **limits):
     Args:
       batch: edges taken in one iteration.
       block: edges of a node that enter the open list at once.
-      child_cost: order edges by weight * g(s') + q(s, a) - cost, as A* orders nodes, instead of weight * g(s) + q(s, a).
+      child_cost: order edges by weight * g(s') + q(s, a) - cost, as A* orders nodes, instead of
+      weight * g(s) + q(s, a).
     """
     net = network(config, puzzle)
-    return with_values(puzzle, lambda policy, states: net.apply(policy.variables, puzzle.inputs(states)), batch, block,
-                       child_cost, **limits)
+    return with_values(
+        puzzle,
+        lambda policy, states: net.apply(policy.variables, puzzle.inputs(states)),
+        batch,
+        block,
+        child_cost,
+        **limits,
+    )
 
 
 def with_values(puzzle, q, batch=1_000, block=32, child_cost=False, **limits):
-    """Q* search guided by `q(params, states uint8 [n, size]) -> [n, actions]`; otherwise as `solver`."""
+    """Q* search guided by `q(params, states uint8 [n, size]) -> [n, actions]`; otherwise as
+    `solver`."""
     count = puzzle.num_actions
     entries = count if block >= count else block + 1
-    return search.Solver(puzzle, lambda params, weight: parts(puzzle, lambda states: q(params, states), weight, block,
-                                                              child_cost),
-                         root_action=2 * count, room=(1, entries), batch=batch, **limits)
+    return search.Solver(
+        puzzle,
+        lambda params, weight: parts(
+            puzzle, lambda states: q(params, states), weight, block, child_cost
+        ),
+        root_action=2 * count,
+        room=(1, entries),
+        batch=batch,
+        **limits,
+    )
 
 
 def parts(puzzle, q, weight, block, child_cost):
-    """What one batch of entries goes through. The action of an entry is an edge, below `actions`; or it is `actions` +
+    """What one batch of entries goes through. The action of an entry is an edge, below `actions`;
+    or it is `actions` +
     e: the edges of the node that come after edge e; or 2 * `actions`: all edges of the node."""
     count, costs = puzzle.num_actions, jnp.asarray(puzzle.costs)
     discount = (weight - 1.0) * costs if child_cost else jnp.zeros(count)
@@ -320,10 +383,19 @@ def parts(puzzle, q, weight, block, child_cost):
         action = jnp.where(edge, entries.action, 0)
         state = jnp.where(edge[:, None], puzzle.apply(parent, action), parent)
         cost = now.closed.cost[entries.node] + jnp.where(edge, costs[action], 0.0)
-        return now._replace(generated=now.generated.plus(edge.sum())), entries, state, cost, edge, valid
+        return (
+            now._replace(generated=now.generated.plus(edge.sum())),
+            entries,
+            state,
+            cost,
+            edge,
+            valid,
+        )
 
     def close(now, entries, state, cost, edge, valid):
-        now, node, fresh = search.reach(now, puzzle, state, cost, entries.node, entries.action, edge)
+        now, node, fresh = search.reach(
+            now, puzzle, state, cost, entries.node, entries.action, edge
+        )
         grows = valid & jnp.where(edge, fresh, True)
         return now, entries, state, cost, jnp.where(edge, node, entries.node), grows
 
@@ -337,17 +409,21 @@ def parts(puzzle, q, weight, block, child_cost):
         if block < count:
             priority, action = best(priority, entries.action)
         valid = grows[:, None] & (priority < search.enough(now, weight))
-        rows = search.Entries(priority, jnp.broadcast_to(node[:, None], priority.shape), action, valid)
+        rows = search.Entries(
+            priority, jnp.broadcast_to(node[:, None], priority.shape), action, valid
+        )
         return now._replace(open=search.push(now.open, jax.tree.map(jnp.ravel, rows)))
 
     def best(priority, before):
-        """The `block` best edges and an entry for the rest; of a node that had its turn, those after the last one."""
+        """The `block` best edges and an entry for the rest; of a node that had its turn, those
+        after the last one."""
         again = (before >= count) & (before < 2 * count)
         last = jnp.where(again, before - count, 0)[:, None]
         bar = jnp.take_along_axis(priority, last, 1)
         came = (priority < bar) | ((priority == bar) & (jnp.arange(count) <= last))
         priority = jnp.where(again[:, None] & came, jnp.inf, priority)
-        # without the barrier XLA takes the use of one column for leave to sort whole rows, 30 times slower on a CPU
+        # without the barrier XLA takes the use of one column for leave to sort whole rows, 30 times
+        # slower on a CPU
         negated, action = jax.lax.optimization_barrier(jax.lax.top_k(-priority, block + 1))
         rest = count + action[:, block - 1]
         return -negated, action.at[:, block].set(rest)

@@ -1,19 +1,20 @@
 """SAC: soft actor-critic with a learnt temperature and twin critics.
 
-Papers: Haarnoja et al. 2018 (arXiv 1812.05905): equations 5-7 (critics), 9 (policy), 18 (temperature), 26 (density of
-squashed actions). Discrete actions, where all expectations over actions are exact: Christodoulou 2019 (arXiv
-1910.07207), equations 10-12.
+Papers: Haarnoja et al. 2018 (arXiv 1812.05905): equations 5-7 (critics), 9 (policy), 18
+(temperature), 26 (density of squashed actions). Discrete actions, where all expectations over
+actions are exact: Christodoulou 2019 (arXiv 1910.07207), equations 10-12.
 
 Run:    python algorithms/sac.py --env Pendulum-v1 --seeds 8 --total-steps 20_000 --learning-starts 1_000
 Expect: a return of -150 or better (results/baselines, also for brax)
 
-Metrics: `loss/critic` is the mean squared error of both critics together, `loss/actor` the negative soft value of the
-policy, `alpha` the temperature, `entropy` the policy's entropy (nats; estimated from its samples where actions are
-continuous), `q` the mean value of the actions taken. All are empty before learning starts.
+Metrics: `loss/critic` is the mean squared error of both critics together, `loss/actor` the negative
+soft value of the policy, `alpha` the temperature, `entropy` the policy's entropy (nats; estimated
+from its samples where actions are continuous), `q` the mean value of the actions taken. All are
+empty before learning starts.
 
-Where it departs from the papers: none in the algorithm; with several environments, `updates` says how many updates
-follow each step of all of them. Truncated episodes bootstrap from the true successor. Evaluation takes the mean (or
-most likely) action.
+Where it departs from the papers: none in the algorithm; with several environments, `updates` says
+how many updates follow each step of all of them. Truncated episodes bootstrap from the true
+successor. Evaluation takes the mean (or most likely) action.
 """
 
 from typing import Any, NamedTuple
@@ -62,11 +63,12 @@ class Config:
     """discrete actions: share of the largest possible entropy that it aims at"""
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 class MLP(nn.Module):
-    """The last kernel is [out, width]: with few outputs, its gradient is then several times faster on a CPU."""
+    """The last kernel is [out, width]: with few outputs, its gradient is then several times faster
+    on a CPU."""
 
     widths: tuple[int, ...]
     out: int
@@ -79,7 +81,7 @@ class MLP(nn.Module):
         return x @ kernel.T + self.param("bias", nn.initializers.zeros, (self.out,))
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Params(NamedTuple):
@@ -103,13 +105,15 @@ class State:
     key: jax.Array
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 def squashed(head, noise):
-    """Action tanh(mean + std * noise) [..., action_dim] of a Gaussian head [..., 2 * action_dim], and its log density.
+    """Action tanh(mean + std * noise) [..., action_dim] of a Gaussian head [..., 2 * action_dim],
+    and its log density.
 
-    Equation 26, with log(1 - tanh(u)^2) as 2 (log 2 - u - softplus(-2 u)), which does not lose digits at large u.
+    Equation 26, with log(1 - tanh(u)^2) as 2 (log 2 - u - softplus(-2 u)), which does not lose
+    digits at large u.
     """
     mean, log_std = jnp.split(head, 2, -1)
     log_std = jnp.clip(log_std, -20.0, 2.0)
@@ -119,10 +123,11 @@ def squashed(head, noise):
 
 
 def soft_value(head, noise, alpha, value):
-    """Equation 6: V = E[Q - alpha log pi], from one action, or exactly where they are discrete (`noise` None).
+    """Equation 6: V = E[Q - alpha log pi], from one action, or exactly where they are discrete
+    (`noise` None).
 
-    `value(action)` gives Q [twins, ...], of all actions [twins, ..., num_actions] where `action` is None; the smaller
-    twin counts. Also returns the policy's entropy, estimated likewise.
+    `value(action)` gives Q [twins, ...], of all actions [twins, ..., num_actions] where `action` is
+    None; the smaller twin counts. Also returns the policy's entropy, estimated likewise.
     """
     if noise is None:
         log_prob = nn.log_softmax(head)
@@ -133,7 +138,8 @@ def soft_value(head, noise, alpha, value):
 
 
 def critic_loss(value, target):
-    """Equation 5 for both critics: squared errors of `value` [twins, batch] against `target` [batch]."""
+    """Equation 5 for both critics: squared errors of `value` [twins, batch] against `target`
+    [batch]."""
     return ((value - target) ** 2).mean(-1).sum()
 
 
@@ -142,14 +148,16 @@ def alpha_loss(log_alpha, entropy, target):
     return jnp.exp(log_alpha) * jax.lax.stop_gradient(entropy.mean() - target)
 
 
-# ---- algorithm ------------------------------------------------------------------------------------------------
+# ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     capacity = min(config.buffer_size, -(-config.total_steps // config.num_envs) * config.num_envs)
     if config.batch_size > capacity:
-        raise rlzoo.Refused(f"batch_size={config.batch_size} is more than the {capacity} transitions that "
-                            "buffer_size and total_steps allow")
+        raise rlzoo.Refused(
+            f"batch_size={config.batch_size} is more than the {capacity} transitions that "
+            "buffer_size and total_steps allow"
+        )
     for name in ("learning_starts", "updates"):
         if getattr(config, name) < 1:
             raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least 1")
@@ -159,12 +167,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     actor = lambda params, obs: actor_net.apply(params, flat(obs))
 
     def critics(params, obs, action):
-        """[twins, batch]; of all actions, [twins, batch, num_actions], where they are discrete and `action` is None."""
+        """[twins, batch]; of all actions, [twins, batch, num_actions], where they are discrete and
+        `action` is None."""
         x = flat(obs) if env.discrete else jnp.concatenate([flat(obs), action], -1)
         value = jax.vmap(critic_net.apply, (0, None))(params, x)
         if env.discrete and action is None:
             return value
-        return jnp.take_along_axis(value, action[None, :, None], -1)[..., 0] if env.discrete else value[..., 0]
+        return (
+            jnp.take_along_axis(value, action[None, :, None], -1)[..., 0]
+            if env.discrete
+            else value[..., 0]
+        )
 
     optimizer = optax.scale_by_adam()
     buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
@@ -184,13 +197,21 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             log_alpha=jnp.log(jnp.float32(config.alpha)),
         )
         opt_states = Params(*map(optimizer.init, params))
-        return State(params, params.critics, opt_states, env.reset(env_key, config.num_envs), buffer.init(), key)
+        return State(
+            params,
+            params.critics,
+            opt_states,
+            env.reset(env_key, config.num_envs),
+            buffer.init(),
+            key,
+        )
 
     def draw(key, count):
         return None if env.discrete else jax.random.normal(key, (count, env.action_dim))
 
     def collect(state, key, env_key, t):
         """One step in every environment: random before learning starts, the policy from then on."""
+
         def random():
             if env.discrete:
                 return jax.random.randint(key, (config.num_envs,), 0, env.num_actions)
@@ -198,7 +219,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         def explore():
             head = actor(state.params.actor, state.env.obs)
-            return jax.random.categorical(key, head) if env.discrete else squashed(head, draw(key, config.num_envs))[0]
+            return (
+                jax.random.categorical(key, head)
+                if env.discrete
+                else squashed(head, draw(key, config.num_envs))[0]
+            )
 
         action = jax.lax.cond(t < first_update, random, explore)
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
@@ -209,28 +234,52 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         sample = buffer.sample(state.buffer, sample_key, config.batch_size, config.discount)
         batch, params = sample.batch, state.params
         alpha = jnp.exp(params.log_alpha)
-        next_value, _ = soft_value(actor(params.actor, batch.next_obs), draw(next_key, config.batch_size), alpha,
-                                   lambda action: critics(state.target_critics, batch.next_obs, action))
-        target = batch.reward + sample.discount * (1.0 - batch.terminated) * next_value  # equation 7
+        next_value, _ = soft_value(
+            actor(params.actor, batch.next_obs),
+            draw(next_key, config.batch_size),
+            alpha,
+            lambda action: critics(state.target_critics, batch.next_obs, action),
+        )
+        target = (
+            batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
+        )  # equation 7
 
         def for_critics(critic_params):
             value = critics(critic_params, batch.obs, batch.action)
             return critic_loss(value, target), value.mean()
 
         def for_actor(actor_params):
-            value, entropy = soft_value(actor(actor_params, batch.obs), draw(now_key, config.batch_size), alpha,
-                                        lambda action: critics(params.critics, batch.obs, action))
+            value, entropy = soft_value(
+                actor(actor_params, batch.obs),
+                draw(now_key, config.batch_size),
+                alpha,
+                lambda action: critics(params.critics, batch.obs, action),
+            )
             return -value.mean(), entropy
 
         (loss, value), critic_grads = jax.value_and_grad(for_critics, has_aux=True)(params.critics)
-        (actor_loss, entropy), actor_grads = jax.value_and_grad(for_actor, has_aux=True)(params.actor)
+        (actor_loss, entropy), actor_grads = jax.value_and_grad(for_actor, has_aux=True)(
+            params.actor
+        )
         alpha_grad = jax.grad(alpha_loss)(params.log_alpha, entropy, target_entropy)
-        grads = Params(actor_grads, critic_grads, alpha_grad if config.tune_alpha else jnp.zeros_like(alpha_grad))
+        grads = Params(
+            actor_grads,
+            critic_grads,
+            alpha_grad if config.tune_alpha else jnp.zeros_like(alpha_grad),
+        )
         steps, opt_states = zip(*map(optimizer.update, grads, state.opt_states), strict=True)
         params = jax.tree.map(lambda p, d: p - config.learning_rate * d, params, Params(*steps))
         target_critics = optax.incremental_update(params.critics, state.target_critics, config.tau)
-        metrics = {"loss/critic": loss, "loss/actor": actor_loss, "q": value, "entropy": entropy.mean(), "alpha": alpha}
-        state = state.replace(params=params, target_critics=target_critics, opt_states=Params(*opt_states))
+        metrics = {
+            "loss/critic": loss,
+            "loss/actor": actor_loss,
+            "q": value,
+            "entropy": entropy.mean(),
+            "alpha": alpha,
+        }
+        state = state.replace(
+            params=params, target_critics=target_critics, opt_states=Params(*opt_states)
+        )
         return state, {name: (value, 1.0) for name, value in metrics.items()}
 
     def step(state, t):
@@ -238,11 +287,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         state, metrics = collect(state, act_key, env_key, t)
 
         def learn(state):
-            state, losses = jax.lax.scan(update, state, jax.random.split(update_key, config.updates))
+            state, losses = jax.lax.scan(
+                update, state, jax.random.split(update_key, config.updates)
+            )
             return state, jax.tree.map(jnp.sum, losses)
 
         def wait(state):
-            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1])
+            return state, jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1]
+            )
 
         state, losses = jax.lax.cond(t >= first_update, learn, wait, state)
         return state.replace(key=key), metrics | losses
@@ -252,8 +305,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return jnp.argmax(head, -1) if env.discrete else jnp.tanh(jnp.split(head, 2, -1)[0])
 
     return rlzoo.Algorithm(
-        init, step, lambda state: Policy(state.params.actor), act,
-        steps_per_call=config.num_envs, updates_per_call=config.updates,
+        init,
+        step,
+        lambda state: Policy(state.params.actor),
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=config.updates,
     )
 
 

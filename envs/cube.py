@@ -1,7 +1,8 @@
 """The Rubik's cube, 3x3x3 and 2x2x2, in quarter turns and in meta-actions of two or three of them.
 
-A state is the colour of every sticker, face by face in the order U D L R B F (colours are numbered like the faces), each
-face in rows. Turns are derived from where the stickers lie in space: the axes x, y, z point out of R, B and U.
+A state is the colour of every sticker, face by face in the order U D L R B F (colours are numbered
+like the faces), each face in rows. Turns are derived from where the stickers lie in space: the axes
+x, y, z point out of R, B and U.
 """
 
 import functools
@@ -12,19 +13,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .puzzle import LINE, Params, Puzzle, State, below, breadth_first, not_permutation, odd, permutation_rank, tiled
+from .puzzle import (
+    LINE,
+    Params,
+    Puzzle,
+    State,
+    below,
+    breadth_first,
+    not_permutation,
+    odd,
+    permutation_rank,
+    tiled,
+)
 
 FACES = "UDLRBF"
 NORMALS = np.array([[0, 0, 1], [0, 0, -1], [-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0]])
-AXES = (((0, 1), (1, 1)), ((0, 1), (1, -1)), ((1, -1), (2, 1)), ((1, 1), (2, 1)), ((0, -1), (2, 1)), ((0, 1), (2, 1)))
+AXES = (
+    ((0, 1), (1, 1)),
+    ((0, 1), (1, -1)),
+    ((1, -1), (2, 1)),
+    ((1, 1), (2, 1)),
+    ((0, -1), (2, 1)),
+    ((0, 1), (2, 1)),
+)
 """of each face: (axis, direction) along which its rows, and the stickers of a row, are counted"""
-COLOURS = np.array([[250, 250, 250], [250, 215, 0], [255, 120, 0], [200, 30, 40], [0, 80, 200], [0, 150, 70]], np.uint8)
-NET = {"U": (0, 1, (1, 0, 0), (0, -1, 0)), "L": (1, 0, (0, -1, 0), (0, 0, -1)), "F": (1, 1, (1, 0, 0), (0, 0, -1)),
-       "R": (1, 2, (0, 1, 0), (0, 0, -1)), "B": (1, 3, (-1, 0, 0), (0, 0, -1)), "D": (2, 1, (1, 0, 0), (0, 1, 0))}
-"""of each face of the unfolded cube: row, column, and what is to the right and downwards in space"""
+COLOURS = np.array(
+    [[250, 250, 250], [250, 215, 0], [255, 120, 0], [200, 30, 40], [0, 80, 200], [0, 150, 70]],
+    np.uint8,
+)
+NET = {
+    "U": (0, 1, (1, 0, 0), (0, -1, 0)),
+    "L": (1, 0, (0, -1, 0), (0, 0, -1)),
+    "F": (1, 1, (1, 0, 0), (0, 0, -1)),
+    "R": (1, 2, (0, 1, 0), (0, 0, -1)),
+    "B": (1, 3, (-1, 0, 0), (0, 0, -1)),
+    "D": (2, 1, (1, 0, 0), (0, 1, 0)),
+}
+"""of each face of the unfolded cube: row, column, and what is to the right and downwards in
+space"""
 
 
-# ---- geometry ---------------------------------------------------------------------------------------------------
+# ---- geometry ------------------------------------------------------------------------------------
 
 
 def sticker_places(side: int) -> np.ndarray:
@@ -41,8 +70,9 @@ def sticker_places(side: int) -> np.ndarray:
 
 @functools.cache
 def quarter_turns(side: int) -> dict[str, np.ndarray]:
-    """Each turn as a permutation: the stickers after it are `stickers[permutation]`. The 1 of "U1" is clockwise seen
-    from outside, that is -90 degrees about the face's normal; "U-1" is anticlockwise."""
+    """Each turn as a permutation: the stickers after it are `stickers[permutation]`. The 1 of "U1"
+    is clockwise seen from outside, that is -90 degrees about the face's normal; "U-1" is
+    anticlockwise."""
     places = sticker_places(side)
     index = {tuple(place): i for i, place in enumerate(places)}
     turns = {}
@@ -56,8 +86,9 @@ def quarter_turns(side: int) -> dict[str, np.ndarray]:
 
 
 def pieces(side: int) -> dict[int, np.ndarray]:
-    """The stickers of every corner (3: int [8, 3], clockwise seen from outside, that of U or D first), every edge
-    (2: int [12, 2]) and every centre (1: int [6, 1]) of a cube whose side is 2 or 3."""
+    """The stickers of every corner (3: int [8, 3], clockwise seen from outside, that of U or D
+    first), every edge (2: int [12, 2]) and every centre (1: int [6, 1]) of a cube whose side is 2
+    or 3."""
     places = sticker_places(side)
     cubes: dict[tuple, list[int]] = {}
     for i, place in enumerate(places):
@@ -65,10 +96,13 @@ def pieces(side: int) -> dict[int, np.ndarray]:
     for stickers in cubes.values():
         if len(stickers) == 3 and np.linalg.det(places[stickers]) > 0:
             stickers[1:] = stickers[:0:-1]
-    return {count: np.array([s for s in cubes.values() if len(s) == count]) for count in {len(s) for s in cubes.values()}}
+    return {
+        count: np.array([s for s in cubes.values() if len(s) == count])
+        for count in {len(s) for s in cubes.values()}
+    }
 
 
-# ---- the puzzle -------------------------------------------------------------------------------------------------
+# ---- the puzzle ----------------------------------------------------------------------------------
 
 
 class Cube(Puzzle):
@@ -77,8 +111,8 @@ class Cube(Puzzle):
     Args:
       side: 2 or 3.
       faces: those that may be turned.
-      actions: how many: the b quarter turns alone, with all b**2 ordered pairs of them, or with all b**3 ordered triples
-        as well (of cube3: 12, 156 or 1884).
+      actions: how many: the b quarter turns alone, with all b**2 ordered pairs of them, or with all
+        b**3 ordered triples as well (of cube3: 12, 156 or 1884).
       distinct: leave out actions that change nothing, and those that do what an earlier one does.
       cost: "len", the quarter turns in an action, or "one".
     """
@@ -98,15 +132,23 @@ class Cube(Puzzle):
         if not isinstance(distinct, bool):
             raise ValueError(f"distinct={distinct!r}: must be True or False")
         self.home = pieces(side)
-        self.where = {tuple(np.roll(piece, twist).tolist()): (i, twist) for count, stickers in self.home.items()
-                      for i, piece in enumerate(stickers) for twist in range(count)}
+        self.where = {
+            tuple(np.roll(piece, twist).tolist()): (i, twist)
+            for count, stickers in self.home.items()
+            for i, piece in enumerate(stickers)
+            for twist in range(count)
+        }
         """stickers of a piece, from any of them on -> which of its kind it is, and its twist"""
         number: dict[tuple | bytes, int] = {}
         chosen: list[tuple] = []
         stands_for: dict[tuple, int] = {}
-        for word in itertools.chain(*(itertools.product(turns, repeat=k) for k in range(1, sizes.index(actions) + 2))):
+        for word in itertools.chain(
+            *(itertools.product(turns, repeat=k) for k in range(1, sizes.index(actions) + 2))
+        ):
             # "U1.R1" turns U first, and stickers[U1][R1] = stickers[U1[R1]]
-            turn = functools.reduce(lambda before, name: before[turns[name]], word, np.arange(self.size))
+            turn = functools.reduce(
+                lambda before, name: before[turns[name]], word, np.arange(self.size)
+            )
             if distinct and (turn == np.arange(self.size)).all():
                 continue
             key = turn.tobytes() if distinct else word
@@ -122,7 +164,8 @@ class Cube(Puzzle):
         self.goal = np.arange(6, dtype=np.uint8).repeat(side**2)
 
     def _move(self, key: jax.Array, states: jax.Array) -> jax.Array:
-        """Walks are of single quarter turns, whatever the actions: they lead equally far for every set of them."""
+        """Walks are of single quarter turns, whatever the actions: they lead equally far for every
+        set of them."""
         return self.apply(states, below(key, states.shape[:-1], len(self.turns)))
 
     def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
@@ -149,7 +192,9 @@ class Cube(Puzzle):
             if twist.sum() % count:
                 return f"it cannot be solved: a single {what} is {'twisted' if count == 3 else 'flipped'}"
             parity += odd(piece)
-        if self.side == 3 and parity % 2:  # a quarter turn is an odd permutation of corners and one of edges
+        if (
+            self.side == 3 and parity % 2
+        ):  # a quarter turn is an odd permutation of corners and one of edges
             return "it cannot be solved: a single pair of pieces is swapped"
         return ""
 
@@ -160,11 +205,16 @@ class Cube(Puzzle):
         """The cube unfolded: U above, L F R B in a row, D below."""
         side = self.side
         net = np.full((3 * side, 4 * side, 3), LINE, np.uint8)
-        places, colours = sticker_places(side).reshape(6, -1, 3), COLOURS[np.asarray(state.position)].reshape(6, -1, 3)
+        places, colours = (
+            sticker_places(side).reshape(6, -1, 3),
+            COLOURS[np.asarray(state.position)].reshape(6, -1, 3),
+        )
         for face, (row, column, right, down) in NET.items():
             f = FACES.index(face)
             seen = np.lexsort((places[f] @ right, places[f] @ down))
-            net[row * side :, column * side :][:side, :side] = colours[f, seen].reshape(side, side, 3)
+            net[row * side :, column * side :][:side, :side] = colours[f, seen].reshape(
+                side, side, 3
+            )
         return tiled(net)
 
 
@@ -181,8 +231,8 @@ class Cube3(Cube):
 
 
 class Cube2(Cube):
-    """The 2x2x2 cube: the corner of D, L and B stays, so the quarter turns are 6, of U, R and F, and the states
-    3,674,160, none more than 14 turns from the goal."""
+    """The 2x2x2 cube: the corner of D, L and B stays, so the quarter turns are 6, of U, R and F,
+    and the states 3,674,160, none more than 14 turns from the goal."""
 
     def __init__(self, actions: int = 6, distinct: bool = False, cost: str = "len"):
         super().__init__(2, "URF", actions, distinct, cost)
@@ -195,7 +245,9 @@ class Cube2(Cube):
     def rank(self, states: jax.Array) -> jax.Array:
         """A number of each state, all different: uint8 [..., 24] -> int32 [...], below RANKS."""
         colours = self.goal[self.corners]
-        seen = np.zeros(36, np.int32)  # first two colours of a corner, clockwise -> 3 * which it is + its twist
+        seen = np.zeros(
+            36, np.int32
+        )  # first two colours of a corner, clockwise -> 3 * which it is + its twist
         for twist in range(3):
             turned = np.roll(colours, twist, 1)
             seen[6 * turned[:, 0] + turned[:, 1]] = 3 * np.arange(7) + twist
@@ -207,8 +259,10 @@ class Cube2(Cube):
     def distance(self, states: jax.Array) -> jax.Array:
         """In quarter turns."""
         if not self.unit_turns:
-            raise NotImplementedError(f"{self.name}: there is no table of distances for actions that cost one whatever "
-                                      "they turn; with cost=len there is")
+            raise NotImplementedError(
+                f"{self.name}: there is no table of distances for actions that cost one whatever "
+                "they turn; with cost=len there is"
+            )
         return jnp.asarray(_table())[self.rank(states)].astype(jnp.int32)
 
 

@@ -10,8 +10,9 @@ from .puzzle import Params, Puzzle, State, tiled
 
 
 class LightsOut(Puzzle):
-    """`side` x `side` lights in rows, 1 where lit; pressing a cell switches it and its neighbours in the same row or
-    column. Presses commute, and pressing a cell twice does nothing: a state is solved by pressing some set of cells."""
+    """`side` x `side` lights in rows, 1 where lit; pressing a cell switches it and its neighbours
+    in the same row or column. Presses commute, and pressing a cell twice does nothing: a state is
+    solved by pressing some set of cells."""
 
     values = 2
     commutes = True
@@ -20,7 +21,9 @@ class LightsOut(Puzzle):
     def __init__(self, side: int):
         self.side, self.size = side, side * side
         self.name = f"lights-out{side}"
-        self.action_names = tuple(f"{row},{column}" for row in range(side) for column in range(side))
+        self.action_names = tuple(
+            f"{row},{column}" for row in range(side) for column in range(side)
+        )
         self.costs = np.ones(self.size, np.float32)
         self.inverse = np.arange(self.size, dtype=np.int32)
         self.goal = np.zeros(self.size, np.uint8)
@@ -57,8 +60,11 @@ class LightsOut(Puzzle):
         return ""
 
     def distance(self, states: jax.Array) -> jax.Array:
-        """The smallest of the sets of cells that solve a state, by linear algebra over two elements."""
-        times = lambda x, matrix: (x.astype(jnp.float32) @ matrix.T.astype(np.float32)).astype(jnp.int32) % 2
+        """The smallest of the sets of cells that solve a state, by linear algebra over two
+        elements."""
+        times = lambda x, matrix: (
+            (x.astype(jnp.float32) @ matrix.T.astype(np.float32)).astype(jnp.int32) % 2
+        )
         presses = times(states, self.solver)
         solved = (times(presses, self.switches) == states).all(-1)
         least = (presses[..., None, :] ^ self.quiet).sum(-1).min(-1)
@@ -70,8 +76,8 @@ class LightsOut(Puzzle):
 
 
 def _solve(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By Gauss and Jordan over two elements: `solver` such that x = solver @ b solves matrix @ x = b wherever that has a
-    solution, and every x [k, n] with matrix @ x = 0."""
+    """By Gauss and Jordan over two elements: `solver` such that x = solver @ b solves matrix @ x =
+    b wherever that has a solution, and every x [k, n] with matrix @ x = 0."""
     n = len(matrix)
     rows = np.concatenate([matrix, np.eye(n, dtype=np.uint8)], 1)
     pivots: list[int] = []
@@ -89,5 +95,7 @@ def _solve(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     basis = np.zeros((len(free), n), np.uint8)
     basis[np.arange(len(free)), free] = 1
     basis[:, pivots] = rows[: len(pivots)][:, free].T
-    chosen = np.array(list(itertools.product((0, 1), repeat=len(free))), np.uint8).reshape(2 ** len(free), len(free))
+    chosen = np.array(list(itertools.product((0, 1), repeat=len(free))), np.uint8).reshape(
+        2 ** len(free), len(free)
+    )
     return solver, chosen @ basis % 2

@@ -13,8 +13,8 @@ TABLE = 9
 
 
 class Pancake(Puzzle):
-    """A stack of `count` pancakes of sizes 0..count-1, from the top; the goal has the smallest on top. Action k flips the
-    upper k + 2."""
+    """A stack of `count` pancakes of sizes 0..count-1, from the top; the goal has the smallest on
+    top. Action k flips the upper k + 2."""
 
     goal: np.ndarray
 
@@ -27,7 +27,9 @@ class Pancake(Puzzle):
         self.goal = np.arange(count, dtype=np.uint8)
         self.params = Params(4 * count, 2 * count)
         flipped = np.arange(2, count + 1)[:, None]
-        self.table = np.where(np.arange(count) < flipped, flipped - 1 - np.arange(count), np.arange(count))
+        self.table = np.where(
+            np.arange(count) < flipped, flipped - 1 - np.arange(count), np.arange(count)
+        )
         """int [count - 1, count]: the stacks after an action are `states[..., table[action]]`"""
 
     def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
@@ -46,9 +48,12 @@ class Pancake(Puzzle):
         return jnp.asarray(_table(self.size))[permutation_rank(states)].astype(jnp.int32)
 
     def gap(self, states: jax.Array) -> jax.Array:
-        """How many pancakes lie on one that is not the next larger or smaller, the plate counting as the largest: never
-        above the distance, as a flip changes one such pair (Helmert 2010). uint8 [..., size] -> int32 [...]."""
-        below = jnp.concatenate([states[..., 1:], jnp.full_like(states[..., :1], self.size)], -1).astype(jnp.int32)
+        """How many pancakes lie on one that is not the next larger or smaller, the plate counting
+        as the largest: never above the distance, as a flip changes one such pair (Helmert 2010).
+        uint8 [..., size] -> int32 [...]."""
+        below = jnp.concatenate(
+            [states[..., 1:], jnp.full_like(states[..., :1], self.size)], -1
+        ).astype(jnp.int32)
         return (abs(states - below) > 1).sum(-1, dtype=jnp.int32)
 
     def render(self, state: State, params: Params | None = None) -> np.ndarray:
@@ -57,8 +62,9 @@ class Pancake(Puzzle):
         picture = np.full((thick * self.size + 12, 2 * unit * (self.size + 2), 3), 255, np.uint8)
         for i, size in enumerate(np.asarray(state.position).astype(int)):
             shade = size / (self.size - 1)
-            picture[i * thick + 1 : (i + 1) * thick, unit * (self.size - size) :][:, : 2 * unit * (size + 2)] = [
-                240 - 90 * shade, 200 - 120 * shade, 120 - 90 * shade]
+            picture[i * thick + 1 : (i + 1) * thick, unit * (self.size - size) :][
+                :, : 2 * unit * (size + 2)
+            ] = [240 - 90 * shade, 200 - 120 * shade, 120 - 90 * shade]
         picture[-10:-4] = 90
         return picture
 

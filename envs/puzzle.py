@@ -1,8 +1,10 @@
-"""What all puzzles share: a protocol for search and for training on states, and the gymnax side of it.
+"""What all puzzles share: a protocol for search and for training on states, and the gymnax side of
+it.
 
-A puzzle's state is a row of small whole numbers, uint8 [size]; every function takes batches over leading axes, can be
-jitted, and is deterministic. The same object is a gymnax `Environment`, so that any algorithm can be tried on it: it
-observes `inputs(state)`, pays the cost of each action, and terminates at the goal.
+A puzzle's state is a row of small whole numbers, uint8 [size]; every function takes batches over
+leading axes, can be jitted, and is deterministic. The same object is a gymnax `Environment`, so
+that any algorithm can be tried on it: it observes `inputs(state)`, pays the cost of each action,
+and terminates at the goal.
 """
 
 from collections.abc import Mapping
@@ -36,8 +38,9 @@ class Params(environment.EnvParams):
 class Puzzle(environment.Environment):
     """A puzzle with a finite set of actions, each with a cost, and states of one size.
 
-    An action that is not possible in a state leaves it as it is, and costs the same. A subclass sets the fields, and
-    writes `apply`, `fault` and `render`; what differs from most puzzles (`goal`, `costs`, `inputs`, ...) it overrides.
+    An action that is not possible in a state leaves it as it is, and costs the same. A subclass
+    sets the fields, and writes `apply`, `fault` and `render`; what differs from most puzzles
+    (`goal`, `costs`, `inputs`, ...) it overrides.
     """
 
     name: str = "puzzle"
@@ -49,8 +52,8 @@ class Puzzle(environment.Environment):
     costs: np.ndarray
     """float32 [num_actions], whole numbers of at least 1"""
     inverse: np.ndarray | None
-    """int32 [num_actions]: the action that undoes each action wherever it was possible; None where moves cannot be
-    undone"""
+    """int32 [num_actions]: the action that undoes each action wherever it was possible; None where
+    moves cannot be undone"""
     commutes: bool = False
     """all actions commute and each undoes itself, so that a set of them is a path, in any order"""
     goal: np.ndarray | None
@@ -82,15 +85,19 @@ class Puzzle(environment.Environment):
         return (states == jnp.asarray(self.goal)).all(-1)
 
     def inputs(self, states: jax.Array) -> jax.Array:
-        """What a network sees: uint8 [..., size] -> float32 [..., num_inputs], here each entry one-hot."""
+        """What a network sees: uint8 [..., size] -> float32 [..., num_inputs], here each entry
+        one-hot."""
         return jax.nn.one_hot(states, self.values).reshape(*states.shape[:-1], self.num_inputs)
 
     def states_of(self, inputs: jax.Array) -> jax.Array:
         """The inverse of `inputs`."""
-        return inputs.reshape(*inputs.shape[:-1], self.size, self.values).argmax(-1).astype(jnp.uint8)
+        return (
+            inputs.reshape(*inputs.shape[:-1], self.size, self.values).argmax(-1).astype(jnp.uint8)
+        )
 
     def distance(self, states: jax.Array) -> jax.Array:
-        """The exact cost of the way to the goal, in moves: uint8 [..., size] -> int32 [...], -1 where there is no way.
+        """The exact cost of the way to the goal, in moves: uint8 [..., size] -> int32 [...], -1
+        where there is no way.
 
         Raises NotImplementedError where the puzzle is too large to know.
         """
@@ -99,10 +106,12 @@ class Puzzle(environment.Environment):
     # ---- states -----------------------------------------------------------------------------------------------
 
     def walk(self, key: jax.Array, count: int, length: int) -> jax.Array:
-        """`count` random walks backwards from the goal, uniform over actions, inverses allowed: uint8
-        [length + 1, count, size], where row k is after k moves (those that were not possible counted).
+        """`count` random walks backwards from the goal, uniform over actions, inverses allowed:
+        uint8 [length + 1, count, size], where row k is after k moves (those that were not possible
+        counted).
 
-        With every action its inverse is an action too, so that a walk backwards is drawn like one forwards.
+        With every action its inverse is an action too, so that a walk backwards is drawn like one
+        forwards.
         """
         start, moves = jax.random.split(key)
         begin = self._begin(start, count)
@@ -116,15 +125,21 @@ class Puzzle(environment.Environment):
         return self._pose(begin, jnp.concatenate([begin[None], path]))
 
     def scramble(self, key: jax.Array, steps: jax.Array, longest: int | jax.Array) -> jax.Array:
-        """States after a walk of their own number of moves each: int32 [n], none above `longest` -> uint8 [n, size]."""
+        """States after a walk of their own number of moves each: int32 [n], none above `longest` ->
+        uint8 [n, size]."""
         start, moves = jax.random.split(key)
         begin = self._begin(start, len(steps))
         return self._pose(begin, self._wander(moves, begin, steps, longest))
 
-    def _wander(self, key: jax.Array, states: jax.Array, steps: jax.Array, longest: int | jax.Array) -> jax.Array:
+    def _wander(
+        self, key: jax.Array, states: jax.Array, steps: jax.Array, longest: int | jax.Array
+    ) -> jax.Array:
         """Each state after its own number of random moves, int32 [n], none above `longest`."""
+
         def move(k: jax.Array, states: jax.Array) -> jax.Array:
-            return jnp.where(k < steps[:, None], self._move(jax.random.fold_in(key, k), states), states)
+            return jnp.where(
+                k < steps[:, None], self._move(jax.random.fold_in(key, k), states), states
+            )
 
         return jax.lax.fori_loop(0, longest, move, states)
 
@@ -136,13 +151,15 @@ class Puzzle(environment.Environment):
         return self.apply(states, below(key, states.shape[:-1], self.num_actions))
 
     def _pose(self, begin: jax.Array, reached: jax.Array) -> jax.Array:
-        """The states to solve, given where walks began [n, size] and what they reached [..., n, size]."""
+        """The states to solve, given where walks began [n, size] and what they reached [..., n,
+        size]."""
         return reached
 
     def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """States out of a file of test problems, such as `np.load(path)` gives: uint8 [n, size].
 
-        Raises ValueError for what is no position of this puzzle or cannot be solved, naming the first such state.
+        Raises ValueError for what is no position of this puzzle or cannot be solved, naming the
+        first such state.
         """
         states = read_array(arrays, "states", (self.size,))
         for i, state in enumerate(states):
@@ -176,7 +193,13 @@ class Puzzle(environment.Environment):
     def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> tuple:
         position = self.apply(state.position, action)
         reward = -jnp.asarray(self.costs)[action]
-        return self.inputs(position), State(state.time + 1, position), reward, self.is_goal(position), {}
+        return (
+            self.inputs(position),
+            State(state.time + 1, position),
+            reward,
+            self.is_goal(position),
+            {},
+        )
 
     def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
         return self.inputs(state.position)
@@ -196,22 +219,26 @@ class Puzzle(environment.Environment):
 
 
 def below(key: jax.Array, shape: tuple[int, ...], count: int | jax.Array) -> jax.Array:
-    """Whole numbers in 0..count-1, int32, uniform to within count / 2**32; `jax.random.randint` draws three times as many
-    bits to come nearer, and compiles three times as long."""
+    """Whole numbers in 0..count-1, int32, uniform to within count / 2**32; `jax.random.randint`
+    draws three times as many bits to come nearer, and compiles three times as long."""
     return (jax.random.bits(key, shape) % jnp.asarray(count).astype(jnp.uint32)).astype(jnp.int32)
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def read_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """`arrays[name]`, once it is known to hold whole numbers (or truth values), [n, *shape]."""
     if name not in arrays:
-        raise ValueError(f"there is no array {name!r}, only {', '.join(sorted(arrays)) or 'none at all'}")
+        raise ValueError(
+            f"there is no array {name!r}, only {', '.join(sorted(arrays)) or 'none at all'}"
+        )
     array = np.asarray(arrays[name])
     if array.dtype.kind not in "iub" or array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; it should hold whole numbers, "
-                         f"[n, {', '.join(map(str, shape))}]")
+        raise ValueError(
+            f"{name} is {array.dtype} {list(array.shape)}; it should hold whole numbers, "
+            f"[n, {', '.join(map(str, shape))}]"
+        )
     return array
 
 
@@ -222,7 +249,11 @@ def not_permutation(state: np.ndarray) -> str:
         if not 0 <= value < n:
             return f"entry {i} is {value}; entries lie in 0..{n - 1}"
     count = np.bincount(state, minlength=n)
-    return f"{count.argmax()} is there {count.max()} times, {count.argmin()} never" if count.max() > 1 else ""
+    return (
+        f"{count.argmax()} is there {count.max()} times, {count.argmin()} never"
+        if count.max() > 1
+        else ""
+    )
 
 
 def odd(permutation: np.ndarray) -> bool:
@@ -231,7 +262,7 @@ def odd(permutation: np.ndarray) -> bool:
     return bool(inversions % 2)
 
 
-# ---- exact distances --------------------------------------------------------------------------------------------
+# ---- exact distances -----------------------------------------------------------------------------
 
 
 def permutation_rank(states: jax.Array) -> jax.Array:
@@ -270,7 +301,9 @@ def _breadth_first(puzzle: Puzzle, rank: Any, ranks: int) -> np.ndarray:
         depth += 1
         found = []
         for begin in range(0, len(frontier), CHUNK):
-            chunk = np.resize(frontier[begin : begin + CHUNK], (CHUNK, puzzle.size))  # repeats, so that it is full
+            chunk = np.resize(
+                frontier[begin : begin + CHUNK], (CHUNK, puzzle.size)
+            )  # repeats, so that it is full
             children, number = map(np.asarray, expand(chunk))
             new = np.flatnonzero(table[number] < 0)
             owner[number[new]] = new  # the last of equal children
@@ -281,7 +314,7 @@ def _breadth_first(puzzle: Puzzle, rank: Any, ranks: int) -> np.ndarray:
     return table
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------
 
 
 LINE = 40
@@ -289,7 +322,8 @@ LINE = 40
 
 
 def tiled(colours: np.ndarray, side: int = 32, line: int = 2) -> np.ndarray:
-    """Squares of `side` pixels with dark lines between them: uint8 [h, w, 3] -> uint8 [h * side, w * side, 3]."""
+    """Squares of `side` pixels with dark lines between them: uint8 [h, w, 3] -> uint8 [h * side, w
+    * side, 3]."""
     picture = colours.repeat(side, 0).repeat(side, 1)
     grid = np.arange(side) < line
     rows, columns = np.tile(grid, colours.shape[0]), np.tile(grid, colours.shape[1])

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .puzzle import Params, Puzzle, State, breadth_first, not_permutation, odd, permutation_rank, tiled
+from .puzzle import (
+    Params,
+    Puzzle,
+    State,
+    breadth_first,
+    not_permutation,
+    odd,
+    permutation_rank,
+    tiled,
+)
 
 DIGITS = ("75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717")
 """3 x 5 dots each: five rows from the top, three bits to a row"""
@@ -15,9 +24,11 @@ CELL = 32
 
 
 class Tiles(Puzzle):
-    """`side` x `side` cells in rows from the top left: 0 is the blank, and the goal is 1, 2, ..., 0.
+    """`side` x `side` cells in rows from the top left: 0 is the blank, and the goal is 1, 2, ...,
+    0.
 
-    An action moves the tile beside the blank into it: U moves the tile below the blank up, and so on.
+    An action moves the tile beside the blank into it: U moves the tile below the blank up, and so
+    on.
     """
 
     action_names = ("U", "D", "L", "R")
@@ -34,7 +45,9 @@ class Tiles(Puzzle):
         row, column = np.divmod(np.arange(self.size)[:, None], side)
         row, column = row + [1, -1, 0, 0], column + [0, 0, 1, -1]
         inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-        self.moves = np.where(inside, row * side + column, np.arange(self.size)[:, None]).astype(np.int32)
+        self.moves = np.where(inside, row * side + column, np.arange(self.size)[:, None]).astype(
+            np.int32
+        )
         """int32 [size, 4]: where the blank goes; where it is, if it cannot move"""
 
     def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
@@ -42,7 +55,9 @@ class Tiles(Puzzle):
         blank = jnp.where(states == 0, cell, 0).sum(-1)
         after = jnp.asarray(self.moves)[blank, actions][..., None]
         tile = jnp.where(cell == after, states, 0).max(-1, keepdims=True)
-        return jnp.where(cell == blank[..., None], tile, jnp.where(cell == after, 0, states)).astype(jnp.uint8)
+        return jnp.where(
+            cell == blank[..., None], tile, jnp.where(cell == after, 0, states)
+        ).astype(jnp.uint8)
 
     def fault(self, state: np.ndarray) -> str:
         if why := not_permutation(state):
@@ -64,12 +79,15 @@ class Tiles(Puzzle):
     def manhattan(self, states: jax.Array) -> jax.Array:
         """Rows and columns between each tile and its place: uint8 [..., size] -> int32 [...]."""
         cell, place = np.arange(self.size), states.astype(jnp.int32) - 1
-        away = abs(place // self.side - cell // self.side) + abs(place % self.side - cell % self.side)
+        away = abs(place // self.side - cell // self.side) + abs(
+            place % self.side - cell % self.side
+        )
         return jnp.where(states > 0, away, 0).sum(-1, dtype=jnp.int32)
 
     def linear_conflict(self, states: jax.Array) -> jax.Array:
-        """Manhattan distance, and two moves more for each tile that must leave its row or column to let others of that
-        line pass (Hansson, Mayer and Yung 1992): uint8 [..., size] -> int32 [...]."""
+        """Manhattan distance, and two moves more for each tile that must leave its row or column to
+        let others of that line pass (Hansson, Mayer and Yung 1992): uint8 [..., size] -> int32
+        [...]."""
         grid = states.reshape(*states.shape[:-1], self.side, self.side).astype(jnp.int32)
         line = np.arange(self.side)[:, None]
         place = grid - 1
@@ -93,9 +111,11 @@ class Tiles(Puzzle):
 
 
 def _leave(places: jax.Array) -> jax.Array:
-    """How many tiles of a line must leave it so that the rest are in order: those beside a longest increasing
-    subsequence. int32 [..., n], where -1 is no tile of this line -> int32 [...]."""
-    longest: list[jax.Array] = []  # increasing subsequence that ends in each cell; 0 where there is no tile of the line
+    """How many tiles of a line must leave it so that the rest are in order: those beside a longest
+    increasing subsequence. int32 [..., n], where -1 is no tile of this line -> int32 [...]."""
+    longest: list[
+        jax.Array
+    ] = []  # increasing subsequence that ends in each cell; 0 where there is no tile of the line
     for j in range(places.shape[-1]):
         here = places[..., j]
         best = jnp.zeros_like(here)
@@ -107,8 +127,16 @@ def _leave(places: jax.Array) -> jax.Array:
 
 def _write(number: str, picture: np.ndarray) -> None:
     """Draw a number into the middle of a tile."""
-    bits = [np.unpackbits(np.array([[int(row)] for row in DIGITS[int(digit)]], np.uint8), axis=1) for digit in number]
-    dots = np.concatenate([rows[:, 4:] for rows in bits], 1)[:, 1:].repeat(3, 0).repeat(3, 1).astype(bool)
+    bits = [
+        np.unpackbits(np.array([[int(row)] for row in DIGITS[int(digit)]], np.uint8), axis=1)
+        for digit in number
+    ]
+    dots = (
+        np.concatenate([rows[:, 4:] for rows in bits], 1)[:, 1:]
+        .repeat(3, 0)
+        .repeat(3, 1)
+        .astype(bool)
+    )
     top, left = (np.array(picture.shape[:2]) - dots.shape) // 2 + 1
     picture[top : top + len(dots), left : left + dots.shape[1]][dots] = 40
 

@@ -5,9 +5,10 @@
                                            it, all but the clock laid end to end, float32 [size]
     craftax/Craftax-Classic-Symbolic-v1    (also Craftax-Symbolic-v1, Craftax-Pixels-v1, ...)
 
-Time limits are kept here, by a clock of our own, so that what a package reports as an end is the end of the task: craftax
-and most of jumanji call a time limit a termination. Randomness comes from the key of each step: navix and jumanji keep a
-key in their states, so that episodes which start from one state of the pool would all be alike.
+Time limits are kept here, by a clock of our own, so that what a package reports as an end is the
+end of the task: craftax and most of jumanji call a time limit a termination. Randomness comes from
+the key of each step: navix and jumanji keep a key in their states, so that episodes which start
+from one state of the pool would all be alike.
 """
 
 import functools
@@ -33,7 +34,8 @@ class State:
 
 
 class Adapter(environment.Environment):
-    """Subclasses say how many steps and actions there are, how an episode starts, and what a step does."""
+    """Subclasses say how many steps and actions there are, how an episode starts, and what a step
+    does."""
 
     limit: int
     actions: int
@@ -76,14 +78,19 @@ class Adapter(environment.Environment):
 
 
 class Navix(Adapter):
-    """MiniGrid. States are kept without key, and without the tiles of their picture, which are large."""
+    """MiniGrid. States are kept without key, and without the tiles of their picture, which are
+    large."""
 
     def __init__(self, name: str, view: str = "symbolic"):
         import navix
 
         super().__init__(name)
         known = _known("navix", name, navix.registry(), "Navix-")
-        views = [key for key in vars(navix.observations) if key.startswith(("symbolic", "categorical", "rgb"))]
+        views = [
+            key
+            for key in vars(navix.observations)
+            if key.startswith(("symbolic", "categorical", "rgb"))
+        ]
         if view not in views:
             raise Refused.unknown(f"navix/{name}: view", str(view), views)
         self.view = getattr(navix.observations, view)
@@ -113,7 +120,8 @@ class Navix(Adapter):
 
 
 class Jumanji(Adapter):
-    """Those for one agent with discrete actions; several choices at once become one out of all combinations."""
+    """Those for one agent with discrete actions; several choices at once become one out of all
+    combinations."""
 
     def __init__(self, name: str, field: str | None = None):
         import jumanji
@@ -127,9 +135,13 @@ class Jumanji(Adapter):
         self.choices = np.atleast_1d(getattr(self.env.action_spec, "num_values", 0))
         self.actions = int(np.prod(self.choices))
         if self.env.reward_spec.shape or not 0 < self.actions <= MOST_ACTIONS:
-            raise Refused(f"jumanji/{name} is not for one agent with at most {MOST_ACTIONS} discrete actions; it takes "
-                          f"{self.env.action_spec}")
-        self.fields = list(_arrays(jax.eval_shape(self.env.reset, jax.random.key(0))[1].observation))
+            raise Refused(
+                f"jumanji/{name} is not for one agent with at most {MOST_ACTIONS} discrete actions; it takes "
+                f"{self.env.action_spec}"
+            )
+        self.fields = list(
+            _arrays(jax.eval_shape(self.env.reset, jax.random.key(0))[1].observation)
+        )
         if field is not None and field not in self.fields:
             raise Refused.unknown(f"jumanji/{name}: field", str(field), self.fields)
         self.field = field
@@ -148,7 +160,9 @@ class Jumanji(Adapter):
         arrays = _arrays(timestep.observation)
         if self.field is not None:
             return arrays[self.field]
-        return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for name, x in arrays.items() if name != "step_count"])
+        return jnp.concatenate(
+            [jnp.ravel(x).astype(jnp.float32) for name, x in arrays.items() if name != "step_count"]
+        )
 
 
 class Craftax(Adapter):
@@ -156,7 +170,11 @@ class Craftax(Adapter):
         from craftax.craftax_env import make_craftax_env_from_name
 
         super().__init__(name)
-        names = [f"Craftax-{size}{kind}-v1" for size in ("", "Classic-") for kind in ("Symbolic", "Pixels")]
+        names = [
+            f"Craftax-{size}{kind}-v1"
+            for size in ("", "Classic-")
+            for kind in ("Symbolic", "Pixels")
+        ]
         self.env = make_craftax_env_from_name(_known("craftax", name, names), auto_reset=False)
         self.limit, self.actions = self.env.default_params.max_timesteps, self.env.num_actions
         self.params = self.env.default_params.replace(max_timesteps=FOREVER)
@@ -171,7 +189,11 @@ class Craftax(Adapter):
     def _pixels(self) -> Callable:
         from craftax.craftax_env import make_craftax_env_from_name
 
-        return jax.jit(make_craftax_env_from_name(self.name.replace("Symbolic", "Pixels"), auto_reset=False).get_obs)
+        return jax.jit(
+            make_craftax_env_from_name(
+                self.name.replace("Symbolic", "Pixels"), auto_reset=False
+            ).get_obs
+        )
 
     def render(self, state: State, params: Any) -> np.ndarray:
         return np.asarray(255 * self._pixels(state.inner)).astype(np.uint8)
@@ -182,7 +204,8 @@ BY_PREFIX: dict[str, type[Adapter]] = {"navix": Navix, "jumanji": Jumanji, "craf
 
 
 def factory(id: str) -> Callable[..., Adapter]:
-    """What makes the environment `id`, given its options. Raises `Refused` when called where the package is missing."""
+    """What makes the environment `id`, given its options. Raises `Refused` when called where the
+    package is missing."""
     prefix, _, name = id.partition("/")
     return functools.partial(BY_PREFIX[prefix], name)
 
@@ -190,7 +213,11 @@ def factory(id: str) -> Callable[..., Adapter]:
 def _known(package: str, name: str, names: Any, before: str = "") -> str:
     """The package's own name for `name`."""
     if before + name not in names:
-        raise Refused.unknown("environment", f"{package}/{name}", (f"{package}/{x.removeprefix(before)}" for x in names))
+        raise Refused.unknown(
+            "environment",
+            f"{package}/{name}",
+            (f"{package}/{x.removeprefix(before)}" for x in names),
+        )
     return before + name
 
 

@@ -1,6 +1,7 @@
 """Command lines: the flags of every algorithm script, and the `rlzoo` command.
 
-Flags come from an algorithm file's source, which is read and not imported, so `--help` answers without starting jax.
+Flags come from an algorithm file's source, which is read and not imported, so `--help` answers
+without starting jax.
 """
 
 import ast
@@ -25,7 +26,9 @@ from rlzoo.algorithm import Refused
 
 FOLDER = Path(__file__).parent
 GRACE_SECONDS = 10.0  # for process 0 to say what it was refused, once another worker has failed
-ALGORITHMS = next(path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir())
+ALGORITHMS = next(
+    path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir()
+)
 
 
 class Field(NamedTuple):
@@ -47,19 +50,29 @@ class Source(NamedTuple):
 def read(path: Path) -> Source:
     """Docstring and Config of the algorithm file at `path`, without importing it."""
     tree = ast.parse(path.read_text(), str(path))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    classes = [
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"
+    ]
     if not classes:
         raise Refused(f"{path} has no class Config, so it is not an algorithm file")
     body, fields = classes[0].body, []
     for node, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        doc = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        doc = (
+            str(after.value.value)
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            else ""
+        )
         value, static = node.value, False
         if isinstance(value, ast.Call):  # rlzoo.static(default)
             value, static = value.args[0], True
         kind = eval(ast.unparse(node.annotation), {"Literal": Literal})
-        fields.append(Field(node.target.id, kind, eval(ast.unparse(value), {}) if value else None, doc, static))
+        fields.append(
+            Field(
+                node.target.id, kind, eval(ast.unparse(value), {}) if value else None, doc, static
+            )
+        )
     return Source(path, ast.get_docstring(tree) or "", fields)
 
 
@@ -78,7 +91,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in ALGORITHMS.glob("*.py") if not path.stem.startswith("_"))
 
 
-# ---- flags ----------------------------------------------------------------------------------------------------
+# ---- flags ---------------------------------------------------------------------------------------
 
 
 class Request(NamedTuple):
@@ -98,9 +111,15 @@ def parse(source: Source, argv: list[str], prog: str) -> Request:
     chosen = _parse(source, argv, prog, defaults)
     if chosen.resume and chosen.out:
         record = Record.read(chosen.out)
-        defaults = {name: tuple(value) if isinstance(value, list) else value
-                    for name, value in (record.description["config"] | record.description["options"]).items()}
-        defaults["sweep"] = tuple(f"{name}={','.join(_write(v) for v in values)}" for name, values in record.sweep.items())
+        defaults = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in (
+                record.description["config"] | record.description["options"]
+            ).items()
+        }
+        defaults["sweep"] = tuple(
+            f"{name}={','.join(_write(v) for v in values)}" for name, values in record.sweep.items()
+        )
         chosen = _parse(source, argv, prog, defaults)
     values = vars(chosen)
     return Request(
@@ -112,26 +131,42 @@ def parse(source: Source, argv: list[str], prog: str) -> Request:
 
 def _parse(source: Source, argv: list[str], prog: str, defaults: dict[str, Any]) -> Any:
     options = read_options()
-    sweep = Field("sweep", tuple[str, ...], (), "sweep fields: field=v1,v2 ...; every combination trains", True)
+    sweep = Field(
+        "sweep",
+        tuple[str, ...],
+        (),
+        "sweep fields: field=v1,v2 ...; every combination trains",
+        True,
+    )
     first = [field for field in source.fields if field.name in ("env", "total_steps")]
     fields = [*first, *options, sweep, *(field for field in source.fields if field not in first)]
-    Args = dataclasses.make_dataclass("Args", [
-        (f.name, Annotated[f.kind, tyro.conf.arg(help=f.doc)], defaults.get(f.name, f.default)) for f in fields])
+    Args = dataclasses.make_dataclass(
+        "Args",
+        [
+            (f.name, Annotated[f.kind, tyro.conf.arg(help=f.doc)], defaults.get(f.name, f.default))
+            for f in fields
+        ],
+    )
     return tyro.cli(Args, args=argv, prog=prog, description=source.doc)
 
 
 def read_options() -> list[Field]:
     from rlzoo.record import Options
 
-    return [Field(f.name, f.type, f.default, doc, True)
-            for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)]
+    return [
+        Field(f.name, f.type, f.default, doc, True)
+        for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)
+    ]
 
 
 def docs(kind: type) -> list[str]:
     """The strings below the fields of a dataclass, in order."""
     body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
-    return [str(node.value.value) for node in body
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)][-len(dataclasses.fields(kind)):]  # type: ignore[arg-type]
+    return [
+        str(node.value.value)
+        for node in body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ][-len(dataclasses.fields(kind)) :]  # type: ignore[arg-type]
 
 
 def _sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
@@ -158,21 +193,30 @@ def _read(field: Field, text: str) -> Any:
             return tuple(type(field.default[0])(part) for part in text.split("x"))
         return type(field.default)(text)
     except (ValueError, KeyError):
-        kind = getattr(field.kind, "__name__", str(field.kind)) if not isinstance(field.default, tuple) else "64x64"
-        raise Refused(f"--sweep {field.name}: {text!r} is not a value for it; it takes {kind}, for example "
-                      f"{_write(field.default)}") from None
+        kind = (
+            getattr(field.kind, "__name__", str(field.kind))
+            if not isinstance(field.default, tuple)
+            else "64x64"
+        )
+        raise Refused(
+            f"--sweep {field.name}: {text!r} is not a value for it; it takes {kind}, for example "
+            f"{_write(field.default)}"
+        ) from None
 
 
 def _write(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-# ---- running --------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 
 
-def script(make: Callable, Config: type, solver: Callable | None = None, argv: list[str] | None = None) -> None:
-    """The last line of every algorithm file: `rlzoo.main(make, Config)`. Exits with 0 when done, 2 when refused,
-    130 when interrupted. An algorithm that searches hands over its `solver` too, which gives it the flag `--solve`."""
+def script(
+    make: Callable, Config: type, solver: Callable | None = None, argv: list[str] | None = None
+) -> None:
+    """The last line of every algorithm file: `rlzoo.main(make, Config)`. Exits with 0 when done, 2
+    when refused, 130 when interrupted. An algorithm that searches hands over its `solver` too,
+    which gives it the flag `--solve`."""
     path = Path(inspect.getsourcefile(make) or "")
     argv = sys.argv[1:] if argv is None else argv
     with _plain_errors():
@@ -194,7 +238,8 @@ def _run(make: Callable, Config: type, request: Request) -> NoReturn:
 
 
 def _spread(request: Request) -> int:
-    """Run this command in several processes, which share the members; the exit code of process 0, which records."""
+    """Run this command in several processes, which share the members; the exit code of process 0,
+    which records."""
     from rlzoo.record import run_folder
 
     with socket.socket() as free:
@@ -202,15 +247,23 @@ def _spread(request: Request) -> int:
         address = f"localhost:{free.getsockname()[1]}"
     count, module = request.options["processes"], not sys.argv[0].endswith(".py")
     folder = run_folder(Path(sys.argv[2] if module else sys.argv[0]).stem, request.config["env"])
-    command = [sys.executable, *(["-m", "rlzoo.cli"] if module else sys.argv[:1]), *sys.argv[1:],
-               *([] if request.options["out"] else ["--out", str(folder)])]
+    command = [
+        sys.executable,
+        *(["-m", "rlzoo.cli"] if module else sys.argv[:1]),
+        *sys.argv[1:],
+        *([] if request.options["out"] else ["--out", str(folder)]),
+    ]
     place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count - 1)]
         env = os.environ | place
-        start = lambda i, **streams: subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, **streams)
+        start = lambda i, **streams: subprocess.Popen(
+            command, env=env | {"JAX_PROCESS_ID": str(i)}, **streams
+        )
         workers = [start(0), *(start(i, stdout=log, stderr=log) for i, log in enumerate(logs, 1))]
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process: they save and stop
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the terminal sends it to every process: they save and stop
         signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
         return _wait(workers, logs)
 
@@ -225,15 +278,24 @@ def _wait(workers: list[subprocess.Popen], logs: list) -> int:
     fine = (None, 0, 130)
     while workers[0].poll() is None and all(worker.poll() in fine for worker in workers):
         time.sleep(0.1)
-    failed = {worker.returncode: log for worker, log in zip(workers[1:], logs, strict=True) if worker.poll() not in fine}
-    if failed:  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
+    failed = {
+        worker.returncode: log
+        for worker, log in zip(workers[1:], logs, strict=True)
+        if worker.poll() not in fine
+    }
+    if (
+        failed
+    ):  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
         with contextlib.suppress(subprocess.TimeoutExpired):
             workers[0].wait(GRACE_SECONDS)
     if workers[0].poll() is None:
         workers[0].kill()
         for code, log in failed.items():
             log.seek(0)
-            print(f"error: a worker process ended with {code}; its last lines:\n{log.read()[-2000:]}", file=sys.stderr)
+            print(
+                f"error: a worker process ended with {code}; its last lines:\n{log.read()[-2000:]}",
+                file=sys.stderr,
+            )
     code = workers[0].wait()
     for worker in workers[1:]:
         if code not in fine:
@@ -278,11 +340,16 @@ def main() -> None:
         app.command(report)
         app.command(copy)
         app.command(data)
-        app.cli(args=argv, prog="rlzoo", description="A zoo of reinforcement-learning algorithms in JAX.")
+        app.cli(
+            args=argv,
+            prog="rlzoo",
+            description="A zoo of reinforcement-learning algorithms in JAX.",
+        )
 
 
 def train(algorithm: tyro.conf.Positional[str]) -> None:
-    """Train an algorithm: `rlzoo train ppo --seeds 8`, or a file of your own: `rlzoo train ./my_ppo.py`.
+    """Train an algorithm: `rlzoo train ppo --seeds 8`, or a file of your own: `rlzoo train
+    ./my_ppo.py`.
 
     `rlzoo train ppo --help` prints all flags.
     """
@@ -291,8 +358,10 @@ def train(algorithm: tyro.conf.Positional[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
-        print("usage: rlzoo train ALGORITHM [flags]   (`rlzoo train ppo --help` prints the flags of ppo)\n"
-              f"algorithms: {', '.join(names())}, or a path to a file of your own")
+        print(
+            "usage: rlzoo train ALGORITHM [flags]   (`rlzoo train ppo --help` prints the flags of ppo)\n"
+            f"algorithms: {', '.join(names())}, or a path to a file of your own"
+        )
         sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
     source = read(find(argv[0]))
     request = parse(source, argv[1:], f"rlzoo train {argv[0]}")
@@ -312,8 +381,10 @@ def list_(envs: bool = False) -> None:
         from rlzoo.env import BACKENDS, ids
 
         print("\n".join(ids()))
-        print(f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25;\n"
-              "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name)")
+        print(
+            f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25;\n"
+            "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name)"
+        )
         return
     width = max(map(len, names()))
     for name in names():
@@ -327,20 +398,34 @@ def info(algorithm: tyro.conf.Positional[str]) -> None:
       algorithm: its name, or a path to a file of your own.
     """
     source = read(find(algorithm))
-    print(f"{source.doc}\n\nfile: {source.path}\n\nconfiguration (* floats: members of one program may differ in them)")
+    print(
+        f"{source.doc}\n\nfile: {source.path}\n\nconfiguration (* floats: members of one program may differ in them)"
+    )
     width = max(len(field.name) for field in source.fields)
     for field in source.fields:
-        print(f"  {field.name:{width}} {' ' if field.static else '*'} {_write(field.default):>12}  {field.doc}")
+        print(
+            f"  {field.name:{width}} {' ' if field.static else '*'} {_write(field.default):>12}  {field.doc}"
+        )
 
 
-def play(run: tyro.conf.Positional[str | None] = None, random: str | None = None, gif: str | None = None, member: int = 0,
-         episodes: int = 1, seed: int = 0, fps: float = 30.0, steps: int | None = None, cache: bool = True) -> None:
+def play(
+    run: tyro.conf.Positional[str | None] = None,
+    random: str | None = None,
+    gif: str | None = None,
+    member: int = 0,
+    episodes: int = 1,
+    seed: int = 0,
+    fps: float = 30.0,
+    steps: int | None = None,
+    cache: bool = True,
+) -> None:
     """Roll episodes of a trained policy as evaluation does, and draw them: `rlzoo play RUN`.
 
     Args:
       run: a run directory.
       random: instead of a run, an environment to look at under random actions.
-      gif: the file to write (default: play.gif in the run directory): .gif, .mp4 (needs ffmpeg), for brax also .html.
+      gif: the file to write (default: play.gif in the run directory): .gif, .mp4 (needs ffmpeg),
+      for brax also .html.
       member: whose policy, as numbered in metrics.csv.
       episodes: how many episodes.
       seed: of the episodes.
@@ -353,7 +438,16 @@ def play(run: tyro.conf.Positional[str | None] = None, random: str | None = None
 
     if cache:
         _keep_compiled()
-    player.play(run, random=random, out=gif, member=member, episodes=episodes, seed=seed, fps=fps, steps=steps)
+    player.play(
+        run,
+        random=random,
+        out=gif,
+        member=member,
+        episodes=episodes,
+        seed=seed,
+        fps=fps,
+        steps=steps,
+    )
 
 
 def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) -> None:
@@ -368,7 +462,11 @@ def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) ->
     if len(runs) == 1 and out is None:
         print(reports.write_curve(Path(runs[0])))
     else:
-        print(reports.plot_curves([reports.read_run(Path(run)) for run in runs], Path(out or "curves.png")))
+        print(
+            reports.plot_curves(
+                [reports.read_run(Path(run)) for run in runs], Path(out or "curves.png")
+            )
+        )
 
 
 def report(runs: tyro.conf.Positional[tuple[str, ...]], out: str = "report") -> None:
@@ -384,8 +482,12 @@ def report(runs: tyro.conf.Positional[tuple[str, ...]], out: str = "report") -> 
         print(path)
 
 
-def copy(source: tyro.conf.Positional[str], target: tyro.conf.Positional[str], params: bool = False,
-         member: int = 0) -> None:
+def copy(
+    source: tyro.conf.Positional[str],
+    target: tyro.conf.Positional[str],
+    params: bool = False,
+    member: int = 0,
+) -> None:
     """Copy an algorithm's file into your own folder, or export a run's trained parameters.
 
     Args:
@@ -423,16 +525,19 @@ def export(run: str, path: Path, member: int) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError:
-        raise Refused("writing .safetensors needs the package safetensors (pip install safetensors); .npz does "
-                      "not") from None
+        raise Refused(
+            "writing .safetensors needs the package safetensors (pip install safetensors); .npz does "
+            "not"
+        ) from None
     save_file(arrays, path)
 
 
-# ---- data sets ------------------------------------------------------------------------------------------------
+# ---- data sets -----------------------------------------------------------------------------------
 
 
 def data() -> None:
-    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out data.npz`.
+    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
+    data.npz`.
 
     `rlzoo data --help` prints the commands.
     """
@@ -443,12 +548,25 @@ def _data(argv: list[str]) -> None:
     app.command(name="collect")(data_collect)
     app.command(name="describe")(data_describe)
     app.command(name="convert")(data_convert)
-    app.cli(args=argv, prog="rlzoo data", description="Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID.")
+    app.cli(
+        args=argv,
+        prog="rlzoo data",
+        description="Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID.",
+    )
 
 
-def data_collect(run: tyro.conf.Positional[str | None] = None, *, out: str, episodes: int = 100, member: int | None = None,
-                 noise: float = 0.0, seed: int = 0, replay: bool = False, random: str | None = None,
-                 reference: tuple[float, float] | None = None) -> None:
+def data_collect(
+    run: tyro.conf.Positional[str | None] = None,
+    *,
+    out: str,
+    episodes: int = 100,
+    member: int | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    replay: bool = False,
+    random: str | None = None,
+    reference: tuple[float, float] | None = None,
+) -> None:
     """Record a data set: of a run's policy, of its replay, or of random actions.
 
     Args:
@@ -456,7 +574,8 @@ def data_collect(run: tyro.conf.Positional[str | None] = None, *, out: str, epis
       out: the file to write, .npz or .hdf5.
       episodes: whole episodes to play, with each member.
       member: which member (default: every one).
-      noise: discrete actions: share of random ones; continuous: standard deviation of Gaussian noise.
+      noise: discrete actions: share of random ones; continuous: standard deviation of Gaussian
+      noise.
       seed: of the episodes.
       replay: write what the run's replay holds, and play nothing.
       random: play random actions in this environment; give no run.
@@ -478,12 +597,18 @@ def data_collect(run: tyro.conf.Positional[str | None] = None, *, out: str, epis
     else:
         found = collect.policy(run or "", episodes, member=member, noise=noise, seed=seed)
     dataset.save(dataclasses.replace(found, reference=reference), out)
-    print(f"wrote {out}: {len(found):,} transitions in {found.num_episodes:,} episodes, mean return "
-          f"{dataset.episodes(found).returns.mean():.4g}")
+    print(
+        f"wrote {out}: {len(found):,} transitions in {found.num_episodes:,} episodes, mean return "
+        f"{dataset.episodes(found).returns.mean():.4g}"
+    )
 
 
-def data_describe(file: tyro.conf.Positional[str], env: str | None = None, finish: Literal["truncate"] | None = None,
-                  bounds: tuple[float, float] | None = None) -> None:
+def data_describe(
+    file: tyro.conf.Positional[str],
+    env: str | None = None,
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> None:
     """Show what a data set holds, and what is wrong with it.
 
     Args:
@@ -507,8 +632,12 @@ def data_describe(file: tyro.conf.Positional[str], env: str | None = None, finis
         print(f"\nfits {env}")
 
 
-def data_convert(file: tyro.conf.Positional[str], out: tyro.conf.Positional[str],
-                 finish: Literal["truncate"] | None = None, bounds: tuple[float, float] | None = None) -> None:
+def data_convert(
+    file: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> None:
     """Read a data set in any format and write it as .npz or .hdf5.
 
     Args:

@@ -4,8 +4,8 @@
     data = collect.random("Pendulum-v1", episodes=100)
     data = collect.replay("runs/dqn/...")
 
-Every episode is whole and has its true successors, also where it was truncated; actions are those that the
-environment took, in the zoo's range [-1, 1].
+Every episode is whole and has its true successors, also where it was truncated; actions are those
+that the environment took, in the zoo's range [-1, 1].
 """
 
 import dataclasses
@@ -32,22 +32,27 @@ STEPS = 128
 NOISE = 0x0153  # folded into a policy's key, so that noise never touches its randomness
 
 
-def policy(run: str | Path, episodes: int, *, member: int | None = None, noise: float = 0.0, seed: int = 0) -> Dataset:
+def policy(
+    run: str | Path, episodes: int, *, member: int | None = None, noise: float = 0.0, seed: int = 0
+) -> Dataset:
     """Whole episodes of a trained policy, acting as it is evaluated.
 
     Args:
       run: the run directory.
       episodes: how many, of each member.
       member: which member, as numbered in metrics.csv; None: every one, one after the other.
-      noise: discrete actions: share of random ones; continuous actions: standard deviation of Gaussian noise, in
-        units of [-1, 1]. What is recorded is the action that the environment took.
+      noise: discrete actions: share of random ones; continuous actions: standard deviation of
+        Gaussian noise, in units of [-1, 1]. What is recorded is the action that the environment
+        took.
 
     Raises `Refused` where there is no such run or member.
     """
     parts = []
     for index, name, (env, algorithm, state) in _members(run, member):
         key = jax.random.fold_in(jax.random.key(seed), index)
-        data = record(env, algorithm.act, algorithm.policy(state), episodes, key, algorithm.memory, noise)
+        data = record(
+            env, algorithm.act, algorithm.policy(state), episodes, key, algorithm.memory, noise
+        )
         source = f"{name}, member {index}, noise {noise:g}, seed {seed}"
         parts.append(dataclasses.replace(data, source=source))
     return concatenate(parts)
@@ -62,15 +67,17 @@ def random(env: str, episodes: int, *, seed: int = 0) -> Dataset:
 
 
 def replay(run: str | Path, *, member: int | None = None) -> Dataset:
-    """The replay buffer that a run ended with: the rows of one environment after the other, in the order of time.
+    """The replay buffer that a run ended with: the rows of one environment after the other, in the
+    order of time.
 
-    Episodes that were still running are truncated. Where the buffer wrapped around, the first episode of each
-    environment lacks its beginning, so its return is that of a part.
+    Episodes that were still running are truncated. Where the buffer wrapped around, the first
+    episode of each environment lacks its beginning, so its return is that of a part.
 
     Args:
       run, member: as for `policy`.
 
-    Raises `Refused` where there is no such run or member, or its training state holds no replay of transitions.
+    Raises `Refused` where there is no such run or member, or its training state holds no replay of
+    transitions.
     """
     parts = []
     for index, name, found in _members(run, member):
@@ -79,23 +86,36 @@ def replay(run: str | Path, *, member: int | None = None) -> Dataset:
     return concatenate(parts)
 
 
-def record(env: Env, act: Callable, policy: Any, episodes: int, key: jax.Array, memory: Callable | None = None,
-           noise: float = 0.0) -> Dataset:
+def record(
+    env: Env,
+    act: Callable,
+    policy: Any,
+    episodes: int,
+    key: jax.Array,
+    memory: Callable | None = None,
+    noise: float = 0.0,
+) -> Dataset:
     """Whole episodes of any policy, ENVS at a time.
 
-    How many are played together changes nothing. Each environment plays one episode from a fresh start and waits for
-    the others: taking those that end first would make short ones too frequent.
+    How many are played together changes nothing. Each environment plays one episode from a fresh
+    start and waits for the others: taking those that end first would make short ones too frequent.
 
     Args:
-      act, policy, memory: as in `rlzoo.Algorithm`: `act(policy, obs, key)`, with `memory(policy)` also
-        `act(policy, memory, obs, reward, key)`.
+      act, policy, memory: as in `rlzoo.Algorithm`: `act(policy, obs, key)`, with `memory(policy)`
+        also `act(policy, memory, obs, reward, key)`.
       noise: as for `policy`.
     """
     if episodes < 1:
         raise Refused(f"episodes={episodes}: must be at least 1")
     if not 0 <= noise <= (1 if env.discrete else np.finfo(np.float32).max):
-        raise Refused(f"noise={noise}: must " + ("lie in [0, 1], the share of random actions" if env.discrete else
-                                                 "be at least 0, the standard deviation"))
+        raise Refused(
+            f"noise={noise}: must "
+            + (
+                "lie in [0, 1], the share of random actions"
+                if env.discrete
+                else "be at least 0, the standard deviation"
+            )
+        )
     begin, advance = _player(env, act, memory, noise)
 
     def play(first: int) -> Transition:
@@ -108,7 +128,9 @@ def record(env: Env, act: Callable, policy: Any, episodes: int, key: jax.Array, 
             over = over | (part.terminated | part.truncated).any(0)
             if over.all():
                 break
-        batch = jax.tree.map(lambda *x: np.concatenate(x).swapaxes(0, 1)[: episodes - first], *parts)
+        batch = jax.tree.map(
+            lambda *x: np.concatenate(x).swapaxes(0, 1)[: episodes - first], *parts
+        )
         done = batch.terminated | batch.truncated
         before_end = np.cumsum(done, axis=1) - done == 0
         return jax.tree.map(lambda x: x[before_end], batch)
@@ -117,8 +139,12 @@ def record(env: Env, act: Callable, policy: Any, episodes: int, key: jax.Array, 
     return from_arrays(jax.tree.map(lambda *x: np.concatenate(x), *played)._asdict(), env=env.id)
 
 
-def _player(env: Env, act: Callable, memory: Callable | None, noise: float) -> tuple[Callable, Callable]:
-    """Compiled `begin(policy, keys) -> carry` and `advance(policy, keys, carry, t) -> (carry, steps t to t + STEPS)`."""
+def _player(
+    env: Env, act: Callable, memory: Callable | None, noise: float
+) -> tuple[Callable, Callable]:
+    """Compiled `begin(policy, keys) -> carry` and `advance(policy, keys, carry, t) -> (carry, steps
+    t to t + STEPS)`."""
+
     def choose(policy: Any, key: Any, remembered: Any, obs: Any, reward: Any) -> tuple:
         if memory is None:
             action = act(policy, obs, key)
@@ -129,15 +155,21 @@ def _player(env: Env, act: Callable, memory: Callable | None, noise: float) -> t
     def begin(policy: Any, keys: Any) -> tuple:
         zero = jnp.zeros(len(keys))
         remembered = memory(policy) if memory else None
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (*zero.shape, *jnp.shape(x))), remembered)
+        copies = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (*zero.shape, *jnp.shape(x))), remembered
+        )
         return *env._starts(jax.vmap(jax.random.fold_in, (0, None))(keys, 0)), copies, zero
 
     def advance(policy: Any, keys: Any, carry: tuple, t: Any) -> tuple:
         def step(carry: tuple, t: Any) -> tuple:
             obs, inner, remembered, reward = carry
             split = lambda key: jax.random.split(jax.random.fold_in(key, t + 1))
-            act_keys, step_keys = jax.vmap(split, out_axes=1)(keys)  # as rlzoo.env.episodes draws them
-            action, remembered = jax.vmap(choose, (None, 0, 0, 0, 0))(policy, act_keys, remembered, obs, reward)
+            act_keys, step_keys = jax.vmap(split, out_axes=1)(
+                keys
+            )  # as rlzoo.env.episodes draws them
+            action, remembered = jax.vmap(choose, (None, 0, 0, 0, 0))(
+                policy, act_keys, remembered, obs, reward
+            )
             next_obs, inner, reward, _, terminated, truncated = env._step(step_keys, inner, action)
             transition = Transition(obs, action, reward, terminated, truncated, next_obs)
             return (next_obs, inner, remembered, reward), transition
@@ -173,9 +205,14 @@ def _members(run: str | Path, member: int | None) -> Iterator[tuple[int, str, Tr
 def _replayed(state: Any) -> Arrays:
     """The rows of the one replay buffer in a training state."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ReplayState | EnvState))
-    buffers, envs = ([x for x in found if isinstance(x, ReplayState)], [x for x in found if isinstance(x, EnvState)])
+    buffers, envs = (
+        [x for x in found if isinstance(x, ReplayState)],
+        [x for x in found if isinstance(x, EnvState)],
+    )
     if len(buffers) != 1 or len(envs) != 1:
-        raise Refused(f"the run's training state holds {len(buffers)} replay buffers, must hold one")
+        raise Refused(
+            f"the run's training state holds {len(buffers)} replay buffers, must hold one"
+        )
     buffer, num_envs = buffers[0], len(envs[0].episode_return)
     if missing := [name for name in NAMES if not hasattr(buffer.data, name)]:
         raise Refused(f"the run's replay buffer does not keep {', '.join(missing)}")
@@ -183,7 +220,9 @@ def _replayed(state: Any) -> Arrays:
     if not size:
         raise Refused("the run's replay buffer is empty")
     oldest = int(buffer.pos) - size
-    index = ((oldest + np.arange(size)) % capacity).reshape(-1, num_envs).T  # it is written in blocks of num_envs rows
+    index = (
+        ((oldest + np.arange(size)) % capacity).reshape(-1, num_envs).T
+    )  # it is written in blocks of num_envs rows
     arrays = {name: np.asarray(getattr(buffer.data, name))[index] for name in NAMES}
     arrays["truncated"][:, -1] |= ~arrays["terminated"][:, -1]
     arrays = {name: x.reshape(size, *x.shape[2:]) for name, x in arrays.items()}

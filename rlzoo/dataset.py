@@ -1,15 +1,19 @@
 """Offline data: load, check, split, mix, and draw from on the device.
 
-A `Dataset` is a pytree of transitions in the order of time, one episode after the other. It is handed to
-`make(config, env, dataset)` as a traced argument, and batches are drawn from it inside compiled code:
+A `Dataset` is a pytree of transitions in the order of time, one episode after the other. It is
+handed to `make(config, env, dataset)` as a traced argument, and batches are drawn from it inside
+compiled code:
 
-    data = dataset.load("hopper.npz")                      # or .hdf5, or minari:ID; says what is wrong, and where
-    batch = dataset.sample(data, key, 256)                 # an env.Transition, as in a replay's Sample.batch
+    # or .hdf5, or minari:ID; says what is wrong, and where
+    data = dataset.load("hopper.npz")
+    # an env.Transition, as in a replay's Sample.batch
+    batch = dataset.sample(data, key, 256)
     target = batch.reward + discount * (1 - batch.terminated) * next_value
 
-Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends, truncated or not.
-Drawing and `returns_to_go` are for compiled code, everything else is of the host. See `rlzoo/formats.py` for the
-files, names and layouts that can be read, and `rlzoo/collect.py` to record data of your own.
+Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends,
+truncated or not. Drawing and `returns_to_go` are for compiled code, everything else is of the host.
+See `rlzoo/formats.py` for the files, names and layouts that can be read, and `rlzoo/collect.py` to
+record data of your own.
 """
 
 import dataclasses
@@ -77,7 +81,7 @@ class Dataset:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self))
 
 
-# ---- drawing, inside compiled code ----------------------------------------------------------------------------
+# ---- drawing, inside compiled code ---------------------------------------------------------------
 
 
 class Windows(NamedTuple):
@@ -90,7 +94,8 @@ class Windows(NamedTuple):
     step: jax.Array
     """int32: steps since the episode's first row; 0 where padded"""
     index: jax.Array  # type: ignore[assignment]  # shadows tuple.index, which nothing here needs
-    """int32: the rows, for arrays of your own such as `returns_to_go(data)[index]`; where padded, the nearest row"""
+    """int32: the rows, for arrays of your own such as `returns_to_go(data)[index]`; where padded,
+    the nearest row"""
 
 
 def sample(dataset: Dataset, key: jax.Array, n: int) -> Transition:
@@ -105,7 +110,8 @@ def draw(dataset: Dataset, key: jax.Array, n: int) -> jax.Array:
     if dataset.cumulative is None:
         return jax.random.randint(key, (n,), 0, len(dataset))
     episode_key, step_key = jax.random.split(key)
-    # Whole numbers, since a float32 in [0, 1) takes only 2**23 values: too few for a million episodes.
+    # Whole numbers, since a float32 in [0, 1) takes only 2**23 values: too few for a million
+    # episodes.
     point = jax.random.bits(episode_key, (n,), jnp.uint32) >> 1
     episode = jnp.searchsorted(dataset.cumulative, point, side="right", method="scan_unrolled")
     first = dataset.starts[episode]
@@ -118,29 +124,36 @@ def rows(dataset: Dataset, index: jax.Array) -> Transition:
     return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), fields)
 
 
-def windows(dataset: Dataset, key: jax.Array, n: int, length: int, pad: Literal["left", "right"] = "left") -> Windows:
+def windows(
+    dataset: Dataset, key: jax.Array, n: int, length: int, pad: Literal["left", "right"] = "left"
+) -> Windows:
     """Draw n windows of `length` steps of one episode each.
 
-    Rows are drawn as by `sample`. With pad="left" a window ends at its row and is padded before the episode's
-    first step, as a policy that remembers sees it; with pad="right" it starts there and is padded after the last.
+    Rows are drawn as by `sample`. With pad="left" a window ends at its row and is padded before the
+    episode's first step, as a policy that remembers sees it; with pad="right" it starts there and
+    is padded after the last.
     """
     if length < 1 or pad not in ("left", "right"):
-        raise Refused(f"windows: length={length}, pad={pad!r}: needs a length of at least 1, and 'left' or 'right'")
+        raise Refused(
+            f"windows: length={length}, pad={pad!r}: needs a length of at least 1, and 'left' or 'right'"
+        )
     row = draw(dataset, key, n)[:, None]
     episode = jnp.searchsorted(dataset.starts, row, side="right", method="scan_unrolled") - 1
     first, last = dataset.starts[episode], dataset.starts[episode + 1] - 1
     wanted = row + jnp.arange(length) - (length - 1 if pad == "left" else 0)
     index = jnp.clip(wanted, first, last)
     mask = wanted == index
-    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+    blank = lambda x: jnp.where(
+        mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype)
+    )
     return Windows(jax.tree.map(blank, rows(dataset, index)), mask, blank(index - first), index)
 
 
 def returns_to_go(dataset: Dataset, discount: Any = 1.0) -> jax.Array:
     """The discounted sum of rewards from each row to the end of its episode, float32 [N].
 
-    Nothing is bootstrapped, also where an episode was truncated. It passes over all rows: call it once, in `init`
-    and not in `step`.
+    Nothing is bootstrapped, also where an episode was truncated. It passes over all rows: call it
+    once, in `init` and not in `step`.
     """
     keep = discount * (1.0 - (dataset.terminated | dataset.truncated))
 
@@ -151,7 +164,7 @@ def returns_to_go(dataset: Dataset, discount: Any = 1.0) -> jax.Array:
     return jax.lax.scan(body, jnp.float32(0), (dataset.reward, keep), reverse=True, unroll=16)[1]
 
 
-# ---- episodes -------------------------------------------------------------------------------------------------
+# ---- episodes ------------------------------------------------------------------------------------
 
 
 class Episodes(NamedTuple):
@@ -176,11 +189,15 @@ def take(dataset: Dataset, which: Any) -> Dataset:
     if which.dtype == bool and which.shape == (dataset.num_episodes,):
         which = np.flatnonzero(which)
     if which.dtype.kind not in "iu" or which.ndim != 1 or not which.size:
-        raise Refused(f"take: episodes are given as whole numbers [k], k >= 1, or bools [{dataset.num_episodes}], not as "
-                      f"{which.dtype}{list(which.shape)}")
+        raise Refused(
+            f"take: episodes are given as whole numbers [k], k >= 1, or bools [{dataset.num_episodes}], not as "
+            f"{which.dtype}{list(which.shape)}"
+        )
     if which.min() < 0 or which.max() >= dataset.num_episodes:
-        raise Refused(f"take: episode {which[(which < 0) | (which >= dataset.num_episodes)][0]} does not exist: there are "
-                      f"{dataset.num_episodes}, counted from 0")
+        raise Refused(
+            f"take: episode {which[(which < 0) | (which >= dataset.num_episodes)][0]} does not exist: there are "
+            f"{dataset.num_episodes}, counted from 0"
+        )
     starts = np.asarray(dataset.starts)
     index = np.concatenate([np.arange(starts[e], starts[e + 1]) for e in which])
     taken = _build({name: x[index] for name, x in _arrays(dataset).items()}, _about(dataset))
@@ -188,18 +205,22 @@ def take(dataset: Dataset, which: Any) -> Dataset:
 
 
 def split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """(training, validation): a random `fraction` of the episodes goes to the second, both keep their order."""
+    """(training, validation): a random `fraction` of the episodes goes to the second, both keep
+    their order."""
     count = round(fraction * dataset.num_episodes)
     if not 0 < count < dataset.num_episodes:
-        raise Refused(f"split: fraction={fraction} of {dataset.num_episodes} episodes would be {count}: each part needs "
-                      "at least one")
+        raise Refused(
+            f"split: fraction={fraction} of {dataset.num_episodes} episodes would be {count}: each part needs "
+            "at least one"
+        )
     chosen = np.zeros(dataset.num_episodes, bool)
     chosen[np.random.default_rng(seed).permutation(dataset.num_episodes)[:count]] = True
     return take(dataset, ~chosen), take(dataset, chosen)
 
 
 def top(dataset: Dataset, fraction: float) -> Dataset:
-    """The `fraction` of the episodes, rounded up, whose returns are highest, in their order (as for 10%BC)."""
+    """The `fraction` of the episodes, rounded up, whose returns are highest, in their order (as for
+    10%BC)."""
     if not 0 < fraction <= 1:
         raise Refused(f"top: fraction={fraction}: must lie in (0, 1]")
     best = np.argsort(-episodes(dataset).returns, kind="stable")
@@ -209,49 +230,69 @@ def top(dataset: Dataset, fraction: float) -> Dataset:
 def weighted(dataset: Dataset, weights: Any) -> Dataset:
     """The same data, with transitions drawn in proportion to the weight [E] of their episode.
 
-    An episode is thus drawn in proportion to its weight times its length, to within 2**-32 of all draws.
+    An episode is thus drawn in proportion to its weight times its length, to within 2**-32 of all
+    draws.
     """
     weights = np.asarray(weights)
     if weights.shape != (dataset.num_episodes,):
-        raise Refused(f"weights have shape {list(weights.shape)}, must have one for each of the {dataset.num_episodes} "
-                      "episodes")
+        raise Refused(
+            f"weights have shape {list(weights.shape)}, must have one for each of the {dataset.num_episodes} "
+            "episodes"
+        )
     bad = ~np.isfinite(weights) | (weights < 0)
     if bad.any():
-        raise Refused(f"weights: episode {bad.argmax()} has {weights[bad.argmax()]}; must be finite and at least 0")
+        raise Refused(
+            f"weights: episode {bad.argmax()} has {weights[bad.argmax()]}; must be finite and at least 0"
+        )
     if not weights.any():
         raise Refused("weights are all 0: at least one must be positive")
     weights = (weights / weights.max()).astype(np.float32)
     total = np.cumsum(weights.astype(np.float64) * np.diff(np.asarray(dataset.starts)))
     cumulative = np.rint(total / total[-1] * 2.0**31).astype(np.uint32)
-    return dataclasses.replace(dataset, weights=jnp.asarray(weights), cumulative=jnp.asarray(cumulative))
+    return dataclasses.replace(
+        dataset, weights=jnp.asarray(weights), cumulative=jnp.asarray(cumulative)
+    )
 
 
 def concatenate(datasets: Sequence[Dataset], ratio: Sequence[float] | None = None) -> Dataset:
     """One data set of several with the same environment and shapes.
 
     Args:
-      ratio: how often transitions of each are drawn, say (1, 1) for batches that take half from either, whatever
-        their sizes; it sets `weights`. None: all rows are drawn alike, or by their weights within each data set.
+      ratio: how often transitions of each are drawn, say (1, 1) for batches that take half from
+        either, whatever their sizes; it sets `weights`. None: all rows are drawn alike, or by their
+        weights within each data set.
     """
     _check_alike(datasets)
-    if ratio is not None and (len(ratio) != len(datasets) or not all(0 < r < np.inf for r in ratio)):
-        raise Refused(f"concatenate: ratio={ratio}: must be {len(datasets)} positive numbers, one for each data set")
+    if ratio is not None and (
+        len(ratio) != len(datasets) or not all(0 < r < np.inf for r in ratio)
+    ):
+        raise Refused(
+            f"concatenate: ratio={ratio}: must be {len(datasets)} positive numbers, one for each data set"
+        )
     about = _about(datasets[0]) | {
         "source": " + ".join(dict.fromkeys(data.source for data in datasets)),
-        "reference": next((data.reference for data in datasets if data.reference), None)}
+        "reference": next((data.reference for data in datasets if data.reference), None),
+    }
     parts = [_arrays(data) for data in datasets]
-    joined = _build({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, about)
+    joined = _build(
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, about
+    )
     if ratio is None and all(data.weights is None for data in datasets):
         return joined
     shares = [len(data) for data in datasets] if ratio is None else ratio
-    return weighted(joined, np.concatenate([s * _relative(data) for s, data in zip(shares, datasets, strict=True)]))
+    return weighted(
+        joined,
+        np.concatenate([s * _relative(data) for s, data in zip(shares, datasets, strict=True)]),
+    )
 
 
 def normalised_score(dataset: Dataset, ret: Any) -> Any:
     """100 * (ret - random) / (expert - random) (Fu et al. 2020, arXiv 2004.07219, section 5)."""
     if dataset.reference is None:
-        raise Refused("the data set has no reference scores: set them with "
-                      "dataset.replace(reference=(random_return, expert_return))")
+        raise Refused(
+            "the data set has no reference scores: set them with "
+            "dataset.replace(reference=(random_return, expert_return))"
+        )
     random, expert = dataset.reference
     return 100.0 * (ret - random) / (expert - random)
 
@@ -259,7 +300,11 @@ def normalised_score(dataset: Dataset, ret: Any) -> Any:
 def _relative(dataset: Dataset) -> np.ndarray:
     """Weights [E] that draw each row with a chance that sums to 1."""
     lengths = np.diff(np.asarray(dataset.starts))
-    weights = np.ones(len(lengths)) if dataset.weights is None else np.asarray(dataset.weights, np.float64)
+    weights = (
+        np.ones(len(lengths))
+        if dataset.weights is None
+        else np.asarray(dataset.weights, np.float64)
+    )
     return weights / (weights * lengths).sum()
 
 
@@ -269,55 +314,84 @@ def _check_alike(datasets: Sequence[Dataset]) -> None:
     first, spec = datasets[0], _spec(datasets[0])
     for i, data in enumerate(datasets[1:], 1):
         if data.env != first.env:
-            raise Refused(f"concatenate: data set {i} is of {data.env!r}, data set 0 of {first.env!r}")
+            raise Refused(
+                f"concatenate: data set {i} is of {data.env!r}, data set 0 of {first.env!r}"
+            )
         if None not in (data.reference, first.reference) and data.reference != first.reference:
-            raise Refused(f"concatenate: reference of data set {i} is {data.reference}, of data set 0 {first.reference}")
+            raise Refused(
+                f"concatenate: reference of data set {i} is {data.reference}, of data set 0 {first.reference}"
+            )
         for name in spec | (other := _spec(data)):
             if spec.get(name) != other.get(name):
-                raise Refused(f"concatenate: {name} of data set {i} is {other.get(name, 'missing')}, of data set 0 "
-                              f"{spec.get(name, 'missing')}")
+                raise Refused(
+                    f"concatenate: {name} of data set {i} is {other.get(name, 'missing')}, of data set 0 "
+                    f"{spec.get(name, 'missing')}"
+                )
 
 
 def _spec(dataset: Dataset) -> dict[str, str]:
     """Type and shape of a row of each array."""
-    return {name: f"{x.dtype}{['N', *x.shape[1:]]}".replace("'", "") for name, x in _arrays(dataset).items()}
+    return {
+        name: f"{x.dtype}{['N', *x.shape[1:]]}".replace("'", "")
+        for name, x in _arrays(dataset).items()
+    }
 
 
-# ---- building and checking ------------------------------------------------------------------------------------
+# ---- building and checking -----------------------------------------------------------------------
 
 
-def from_arrays(arrays: Mapping[str, Any], *, env: str = "", source: str = "",
-                reference: tuple[float, float] | None = None, weights: Any = None,
-                finish: Literal["truncate"] | None = None, bounds: tuple[Any, Any] | None = None) -> Dataset:
+def from_arrays(
+    arrays: Mapping[str, Any],
+    *,
+    env: str = "",
+    source: str = "",
+    reference: tuple[float, float] | None = None,
+    weights: Any = None,
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> Dataset:
     """A checked data set from arrays with any of the names and layouts in `rlzoo/formats.py`.
 
-    Floats become float32 and 64-bit integers int32, with a note on stderr. Arrays called `extra/NAME` are kept as
-    `extra[NAME]`; others that are not known are left out, with a note.
+    Floats become float32 and 64-bit integers int32, with a note on stderr. Arrays called
+    `extra/NAME` are kept as `extra[NAME]`; others that are not known are left out, with a note.
 
     Args:
       env, source, reference, weights: as in `Dataset`.
-      finish: "truncate" ends an episode as truncated where the data break off without saying so: at the last row,
-        and where a successor is not the observation of the row after. Otherwise that is an error.
-      bounds: (low, high) of the actions as they are given, numbers or [action_dim]; maps them to [-1, 1].
+      finish: "truncate" ends an episode as truncated where the data break off without saying so: at
+        the last row, and where a successor is not the observation of the row after. Otherwise that
+        is an error.
+      bounds: (low, high) of the actions as they are given, numbers or [action_dim]; maps them to
+      [-1, 1].
 
-    Raises `Refused`, naming arrays and rows, for all that `validate` finds and for what has no such reading.
+    Raises `Refused`, naming arrays and rows, for all that `validate` finds and for what has no such
+    reading.
     """
-    data = _build(formats.standard(arrays, finish, bounds), {"env": env, "source": source, "reference": reference})
+    data = _build(
+        formats.standard(arrays, finish, bounds),
+        {"env": env, "source": source, "reference": reference},
+    )
     return data if weights is None else weighted(data, weights)
 
 
-def load(path: str | Path, *, finish: Literal["truncate"] | None = None,
-         bounds: tuple[Any, Any] | None = None) -> Dataset:
+def load(
+    path: str | Path,
+    *,
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> Dataset:
     """The data set in a .npz or .hdf5 file, or the local Minari data set called `minari:ID`.
 
-    Where a Minari data set observes dictionaries, say which parts to join: `minari:ID?obs=observation,desired_goal`.
-    Its actions are mapped from their bounds to [-1, 1]. `finish` and `bounds` are as for `from_arrays`.
+    Where a Minari data set observes dictionaries, say which parts to join:
+    `minari:ID?obs=observation,desired_goal`. Its actions are mapped from their bounds to [-1, 1].
+    `finish` and `bounds` are as for `from_arrays`.
 
     Raises `Refused`, naming file, arrays and rows.
     """
     arrays, about = formats.read(path)
     try:
-        return from_arrays(arrays, finish=finish, **about | ({} if bounds is None else {"bounds": bounds}))
+        return from_arrays(
+            arrays, finish=finish, **about | ({} if bounds is None else {"bounds": bounds})
+        )
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
 
@@ -331,29 +405,41 @@ def save(dataset: Dataset, path: str | Path) -> None:
 def validate(dataset: Dataset) -> None:
     """Raise `Refused` with everything that is wrong, each with its array and first row.
 
-    That is: arrays of the wrong rank, type or length; numbers that are not finite; rows both terminated and
-    truncated; an unfinished episode; a successor that is not the next row's observation; actions out of range.
-    Whatever is read is checked like this; call it yourself after changing arrays with `dataset.replace`.
+    That is: arrays of the wrong rank, type or length; numbers that are not finite; rows both
+    terminated and truncated; an unfinished episode; a successor that is not the next row's
+    observation; actions out of range. Whatever is read is checked like this; call it yourself after
+    changing arrays with `dataset.replace`.
     """
     arrays = _arrays(dataset)
     formats.refuse(formats.wrong_shapes(arrays) or formats.wrong_values(arrays))
     if not np.array_equal(dataset.starts, _starts(arrays)):
-        raise Refused("starts do not fit terminated | truncated: build the data set again with from_arrays")
+        raise Refused(
+            "starts do not fit terminated | truncated: build the data set again with from_arrays"
+        )
 
 
 def check(dataset: Dataset, env: Env) -> None:
-    """Raise `Refused` where the data cannot be of `env`: shape of observations, kind, size or number of actions."""
+    """Raise `Refused` where the data cannot be of `env`: shape of observations, kind, size or
+    number of actions."""
     if dataset.obs.shape[1:] != env.obs_shape:
-        raise Refused(f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are {list(env.obs_shape)}")
+        raise Refused(
+            f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are {list(env.obs_shape)}"
+        )
     kind = lambda discrete: "discrete" if discrete else "continuous"
     if dataset.discrete != env.discrete:
-        raise Refused(f"actions of the data set are {kind(dataset.discrete)}, those of {env.id} are {kind(env.discrete)}")
+        raise Refused(
+            f"actions of the data set are {kind(dataset.discrete)}, those of {env.id} are {kind(env.discrete)}"
+        )
     if not env.discrete and dataset.action.shape[1:] != env.action_space.shape:
-        raise Refused(f"actions of the data set are {list(dataset.action.shape[1:])}, those of {env.id} are "
-                      f"{list(env.action_space.shape)}")
+        raise Refused(
+            f"actions of the data set are {list(dataset.action.shape[1:])}, those of {env.id} are "
+            f"{list(env.action_space.shape)}"
+        )
     if env.discrete and (high := np.asarray(dataset.action)).max() >= env.num_actions:
-        raise Refused(f"action: row {(high >= env.num_actions).argmax()} is {high.max()}, but {env.id} has "
-                      f"{env.num_actions} actions, counted from 0")
+        raise Refused(
+            f"action: row {(high >= env.num_actions).argmax()} is {high.max()}, but {env.id} has "
+            f"{env.num_actions} actions, counted from 0"
+        )
 
 
 def _starts(arrays: formats.Arrays) -> np.ndarray:
@@ -363,7 +449,11 @@ def _starts(arrays: formats.Arrays) -> np.ndarray:
 
 def _build(arrays: formats.Arrays, about: dict[str, Any]) -> Dataset:
     device: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
-    extra = {name.removeprefix("extra/"): device.pop(name) for name in arrays if name not in formats.NAMES}
+    extra = {
+        name.removeprefix("extra/"): device.pop(name)
+        for name in arrays
+        if name not in formats.NAMES
+    }
     return Dataset(**device, starts=jnp.asarray(_starts(arrays)), extra=extra, **about)
 
 
@@ -378,7 +468,7 @@ def _about(dataset: Dataset) -> dict[str, Any]:
     return {"env": dataset.env, "source": dataset.source, "reference": dataset.reference}
 
 
-# ---- describing -----------------------------------------------------------------------------------------------
+# ---- describing ----------------------------------------------------------------------------------
 
 
 def describe(dataset: Dataset) -> str:
@@ -400,23 +490,42 @@ def describe(dataset: Dataset) -> str:
         chance = np.diff(np.asarray(dataset.cumulative, np.int64), prepend=0) / 2.0**31
         facts["drawn"] = f"by weight: from episodes of return {chance @ returns:.4g} on average"
     row = lambda name, values: f"{name:12}" + "".join(f"{value:>10}" for value in values)
-    spread = lambda x: [f"{value:.4g}" for value in (x.mean(), *np.quantile(x, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))]
-    return "\n".join([
-        *(f"{name:12} {value}" for name, value in facts.items()), "",
-        row("episodes", ("mean", "min", "10%", "25%", "50%", "75%", "90%", "max")),
-        *(row(name, spread(x)) for name, x in table.items()), "",
-        row("rows", ("mean", "min", "max")),
-        *(line for name in ("obs", "action", "reward") for line in _ranges(name, np.asarray(getattr(dataset, name)), row)),
-    ])
+    spread = lambda x: [
+        f"{value:.4g}" for value in (x.mean(), *np.quantile(x, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))
+    ]
+    return "\n".join(
+        [
+            *(f"{name:12} {value}" for name, value in facts.items()),
+            "",
+            row("episodes", ("mean", "min", "10%", "25%", "50%", "75%", "90%", "max")),
+            *(row(name, spread(x)) for name, x in table.items()),
+            "",
+            row("rows", ("mean", "min", "max")),
+            *(
+                line
+                for name in ("obs", "action", "reward")
+                for line in _ranges(name, np.asarray(getattr(dataset, name)), row)
+            ),
+        ]
+    )
 
 
 def _ranges(name: str, x: np.ndarray, row: Callable) -> list[str]:
-    """One line for an array, and one for each of its dimensions if they are few; shares of discrete actions."""
-    line = lambda name, x: row(name, [f"{value:.4g}" for value in (x.mean(dtype=np.float64), x.min(), x.max())])
+    """One line for an array, and one for each of its dimensions if they are few; shares of discrete
+    actions."""
+    line = lambda name, x: row(
+        name, [f"{value:.4g}" for value in (x.mean(dtype=np.float64), x.min(), x.max())]
+    )
     lines = [f"{line(name, x)}  {x.dtype}{list(x.shape)}"]
     if name == "action" and x.ndim == 1:
         shares = np.bincount(x) / len(x)
-        return [*lines, *(f"  action {i:<4} {share:>8.1%}" for i, share in enumerate(shares[:SHOWN_DIMENSIONS]))]
+        return [
+            *lines,
+            *(
+                f"  action {i:<4} {share:>8.1%}"
+                for i, share in enumerate(shares[:SHOWN_DIMENSIONS])
+            ),
+        ]
     if x.ndim == 2 and x.shape[1] <= SHOWN_DIMENSIONS:
         lines += [line(f"  {name}[{i}]", x[:, i]) for i in range(x.shape[1])]
     return lines

@@ -1,23 +1,32 @@
-"""An ensemble of Gaussian networks that predicts (next obs, reward) from (obs, action), and rollouts inside it.
+"""An ensemble of Gaussian networks that predicts (next obs, reward) from (obs, action), and
+rollouts inside it.
 
-Papers: PETS, Chua et al. 2018 (arXiv 1805.12114), the networks and their loss; MBPO, Janner et al. 2019 (arXiv
-1906.08253), early stopping, elites and branched rollouts; MOPO, Yu et al. 2020 (arXiv 2005.13239), the penalty.
-An `Ensemble` is a description; what is learnt is a pytree that its pure functions take and return:
+Papers: PETS, Chua et al. 2018 (arXiv 1805.12114), the networks and their loss; MBPO, Janner et al.
+2019 (arXiv 1906.08253), early stopping, elites and branched rollouts; MOPO, Yu et al. 2020 (arXiv
+2005.13239), the penalty. An `Ensemble` is a description; what is learnt is a pytree that its pure
+functions take and return:
 
     model = rlzoo.dynamics.Ensemble(*env.obs_shape, env.action_dim)
     state = model.init(key)
-    state, fit = model.fit(state, key, replay.data, replay.size)           # until the held-out error stops falling
-    next_obs, reward = model.step(state, key, obs, action)                 # a random elite for each row
-    step = functools.partial(model.step, state)                            # or add a penalty: see `max_std`
-    rows, valid = rlzoo.dynamics.rollout(step, act, obs, key, horizon=5, terminate=rlzoo.dynamics.termination(env))
-    rows, size = rlzoo.dynamics.pack(rows, valid)                          # the first `size` rows are real
+    # until the held-out error stops falling
+    state, fit = model.fit(state, key, replay.data, replay.size)
+    # a random elite for each row
+    next_obs, reward = model.step(state, key, obs, action)
+    # or add a penalty: see `max_std`
+    step = functools.partial(model.step, state)
+    rows, valid = rlzoo.dynamics.rollout(step, act, obs, key, horizon=5,
+    terminate=rlzoo.dynamics.termination(env))
+    # the first `size` rows are real
+    rows, size = rlzoo.dynamics.pack(rows, valid)
 
-`fit` continues from `state`; to start afresh, hand it `model.init(key)`. Shapes are static and how many rows are real
-may be traced, so it serves a growing replay and runs under `lax.cond` on `t`. Under `vmap` over seeds everyone's
-epochs run until the last seed has stopped (the others keep what they had): with S seeds, S times the longest fit.
+`fit` continues from `state`; to start afresh, hand it `model.init(key)`. Shapes are static and how
+many rows are real may be traced, so it serves a growing replay and runs under `lax.cond` on `t`.
+Under `vmap` over seeds everyone's epochs run until the last seed has stopped (the others keep what
+they had): with S seeds, S times the longest fit.
 
-What costs time on a CPU is multiplying matrices, and a batch of 256 rows already keeps a core busy, so fitting B
-members costs about B times one; a step costs the same for any number of members (results/dynamics).
+What costs time on a CPU is multiplying matrices, and a batch of 256 rows already keeps a core busy,
+so fitting B members costs about B times one; a step costs the same for any number of members
+(results/dynamics).
 """
 
 import dataclasses
@@ -43,7 +52,7 @@ MBPO_WEIGHT_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 """MBPO's, for the four hidden layers and the output."""
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 class Params(NamedTuple):
@@ -101,17 +110,19 @@ class Fit(NamedTuple):
     loss: Array
     """float32 [members]: mean training loss over the last epoch, without regularisers"""
     holdout: Array
-    """float32 [members]: mean squared error of the means on the held-out rows, of the snapshot kept"""
+    """float32 [members]: mean squared error of the means on the held-out rows, of the snapshot
+    kept"""
     history: Array
-    """float32 [max_epochs + 1, members]: that error before the first epoch and after each; nan where none ran"""
+    """float32 [max_epochs + 1, members]: that error before the first epoch and after each; nan
+    where none ran"""
 
 
-# ---- the ensemble ---------------------------------------------------------------------------------------------
+# ---- the ensemble --------------------------------------------------------------------------------
 
 
 def gaussian_nll(mean: Array, log_var: Array, target: Array) -> Array:
-    """(target - mean)^2 exp(-log_var) + log_var, elementwise: twice the negative log-likelihood of a Gaussian,
-    less log(2 pi) (Chua et al. 2018, section 4)."""
+    """(target - mean)^2 exp(-log_var) + log_var, elementwise: twice the negative log-likelihood of
+    a Gaussian, less log(2 pi) (Chua et al. 2018, section 4)."""
     return (target - mean) ** 2 * jnp.exp(-log_var) + log_var
 
 
@@ -119,10 +130,11 @@ def gaussian_nll(mean: Array, log_var: Array, target: Array) -> Array:
 class Ensemble:
     """`members` networks alike, each with its own initialisation and order of the data.
 
-    The loss of a member is the mean of `gaussian_nll` over rows and dimensions, plus `bound_coef` times the sum of
-    (max_log_var - min_log_var), plus weight_decay / 2 times the squared kernels of each layer (the gradient of the
-    last passes through Adam, as in MBPO and in torch's Adam; biases do not decay). Members share nothing but the
-    normalisation of inputs, so they train together exactly as each would alone. Targets are not normalised.
+    The loss of a member is the mean of `gaussian_nll` over rows and dimensions, plus `bound_coef`
+    times the sum of (max_log_var - min_log_var), plus weight_decay / 2 times the squared kernels of
+    each layer (the gradient of the last passes through Adam, as in MBPO and in torch's Adam; biases
+    do not decay). Members share nothing but the normalisation of inputs, so they train together
+    exactly as each would alone. Targets are not normalised.
 
     Raises `Refused`, here and at trace time, for sizes and shapes that do not fit.
     """
@@ -140,8 +152,8 @@ class Ensemble:
     delta: bool = True
     """learn next_obs - obs; False: next_obs itself. Predictions are of next_obs either way"""
     bootstrap: bool = True
-    """each member draws its rows with replacement, once in a fit; False: all have the same rows. Either way a
-    member goes through its rows once an epoch, in an order of its own"""
+    """each member draws its rows with replacement, once in a fit; False: all have the same rows.
+    Either way a member goes through its rows once an epoch, in an order of its own"""
     log_var_bounds: tuple[float, float] = (-10.0, 0.5)
     """between which log-variances are clamped, softly"""
     learn_bounds: bool = True
@@ -164,23 +176,40 @@ class Ensemble:
     """by which share the held-out error must fall for a new snapshot of the member"""
 
     def __post_init__(self) -> None:
-        for name in ("obs_dim", "action_dim", "members", "elites", "batch_size", "max_holdout", "max_epochs", "patience"):
+        for name in (
+            "obs_dim",
+            "action_dim",
+            "members",
+            "elites",
+            "batch_size",
+            "max_holdout",
+            "max_epochs",
+            "patience",
+        ):
             if getattr(self, name) < 1:
                 raise Refused(f"{name}={getattr(self, name)}: must be at least 1")
         if self.elites > self.members:
             raise Refused(f"elites={self.elites} is more than members={self.members}")
         if any(width < 1 for width in self.hidden):
-            raise Refused(f"hidden={self.hidden}: must be widths of at least 1, for example (200, 200)")
+            raise Refused(
+                f"hidden={self.hidden}: must be widths of at least 1, for example (200, 200)"
+            )
         if not 0 < self.holdout < 1:
-            raise Refused(f"holdout={self.holdout}: must be a share between 0 and 1, for example 0.2")
+            raise Refused(
+                f"holdout={self.holdout}: must be a share between 0 and 1, for example 0.2"
+            )
         if not 0 <= self.improvement < 1:
-            raise Refused(f"improvement={self.improvement}: must be a share in [0, 1), for example 0.01")
+            raise Refused(
+                f"improvement={self.improvement}: must be a share in [0, 1), for example 0.01"
+            )
         if not self.log_var_bounds[0] < self.log_var_bounds[1]:
             raise Refused(f"log_var_bounds={self.log_var_bounds}: the first must be the lower one")
         layers = len(self.hidden) + 1
         if isinstance(self.weight_decay, tuple) and len(self.weight_decay) != layers:
-            raise Refused(f"weight_decay={self.weight_decay} has {len(self.weight_decay)} values, must have {layers}: "
-                          f"one for each layer of hidden={self.hidden} and one for the output")
+            raise Refused(
+                f"weight_decay={self.weight_decay} has {len(self.weight_decay)} values, must have {layers}: "
+                f"one for each layer of hidden={self.hidden} and one for the output"
+            )
 
     def init(self, key: Array) -> EnsembleState:
         """Members before any fit: kernels from a normal distribution cut at two of its deviations
@@ -188,20 +217,29 @@ class Ensemble:
         params = jax.vmap(self._init)(_member_keys(key, self.members))
         opt_state = jax.vmap(lambda p: _adam.init(ravel_pytree(p)[0]))(params)
         size = self.obs_dim + self.action_dim
-        inputs, best = Inputs(jnp.zeros(size), jnp.ones(size)), jnp.full(self.members, jnp.inf, jnp.float32)
+        inputs, best = (
+            Inputs(jnp.zeros(size), jnp.ones(size)),
+            jnp.full(self.members, jnp.inf, jnp.float32),
+        )
         return EnsembleState(params, opt_state, inputs, jnp.arange(self.elites), best)
 
     def predict(self, state: EnsembleState, obs: Array, action: Array) -> Prediction:
-        """What every member predicts for obs [n, obs_dim] and action [n, action_dim] (or int [n])."""
+        """What every member predicts for obs [n, obs_dim] and action [n, action_dim] (or int
+        [n])."""
         obs, action = self._checked(obs=obs, action=action)
-        return jax.vmap(self._predict, (0, None, None, None))(state.params, state.inputs, obs, action)
+        return jax.vmap(self._predict, (0, None, None, None))(
+            state.params, state.inputs, obs, action
+        )
 
-    def step(self, state: EnsembleState, key: Array, obs: Array, action: Array,
-             noise: bool = True) -> tuple[Array, Array]:
-        """A next_obs [n, obs_dim] and a reward [n] for obs [n, obs_dim] and action [n, action_dim] (or int [n]).
+    def step(
+        self, state: EnsembleState, key: Array, obs: Array, action: Array, noise: bool = True
+    ) -> tuple[Array, Array]:
+        """A next_obs [n, obs_dim] and a reward [n] for obs [n, obs_dim] and action [n, action_dim]
+        (or int [n]).
 
-        Every row is drawn from the Gaussian of an elite (`noise=False`: is its mean) that is as likely as any other.
-        Rows are dealt out evenly among the elites, so that each elite sees n / elites of them and not all.
+        Every row is drawn from the Gaussian of an elite (`noise=False`: is its mean) that is as
+        likely as any other. Rows are dealt out evenly among the elites, so that each elite sees n /
+        elites of them and not all.
         """
         obs, action = self._checked(obs=obs, action=action)
         n, share = len(obs), -(-len(obs) // self.elites)
@@ -209,29 +247,41 @@ class Ensemble:
         dealt = _shuffle(deal_key, share * self.elites)
         deal = lambda x: x[jnp.minimum(dealt, n - 1)].reshape(self.elites, share, *x.shape[1:])
         elites = jax.tree.map(lambda x: x[state.elites], state.params)
-        hands = jax.vmap(self._predict, (0, None, 0, 0))(elites, state.inputs, deal(obs), deal(action))
+        hands = jax.vmap(self._predict, (0, None, 0, 0))(
+            elites, state.inputs, deal(obs), deal(action)
+        )
         back = jnp.argsort(dealt)[:n]
         mean, std = (x.reshape(-1, self.obs_dim + 1)[back] for x in hands)
         outcome = mean + std * jax.random.normal(noise_key, mean.shape) if noise else mean
         return outcome[:, :-1], outcome[:, -1]
 
-    def fit(self, state: EnsembleState, key: Array, data: Any, size: Array | int | None = None,
-            extra: Callable | None = None) -> tuple[EnsembleState, Fit]:
-        """Train until no member's held-out error has fallen for `patience` epochs, or for `max_epochs`.
+    def fit(
+        self,
+        state: EnsembleState,
+        key: Array,
+        data: Any,
+        size: Array | int | None = None,
+        extra: Callable | None = None,
+    ) -> tuple[EnsembleState, Fit]:
+        """Train until no member's held-out error has fallen for `patience` epochs, or for
+        `max_epochs`.
 
-        Of the real rows a random share is held out; inputs are normalised by the others' mean and deviation. The
-        held-out error is measured before the first epoch and after each. Whenever a member's falls below its best by
-        more than `improvement`, a snapshot is kept, and that is what is returned. The error is that of the means, as in
-        MBPO: where means are easier to learn than deviations, it stops before the deviations are right.
+        Of the real rows a random share is held out; inputs are normalised by the others' mean and
+        deviation. The held-out error is measured before the first epoch and after each. Whenever a
+        member's falls below its best by more than `improvement`, a snapshot is kept, and that is
+        what is returned. The error is that of the means, as in MBPO: where means are easier to
+        learn than deviations, it stops before the deviations are right.
 
         Args:
-          data: has obs [capacity, obs_dim], action [capacity, action_dim] (or int [capacity]), reward [capacity] and
-            next_obs [capacity, obs_dim], as transitions, `ReplayState.data` and data sets have.
-          size: how many rows are real, the first ones; at least 2, which is checked where it is known. None: all.
-            An epoch takes time in proportion to `size` (and sorts `members` times capacity numbers).
-          extra: `extra(predict, batch, key) -> scalar` is added to the loss of each member at every minibatch.
-            `predict(obs [n, ...], action [n, ...]) -> Prediction` (without its axis of members) is the member as it
-            stands and carries its gradient; `batch` is its `Batch`.
+          data: has obs [capacity, obs_dim], action [capacity, action_dim] (or int [capacity]),
+            reward [capacity] and next_obs [capacity, obs_dim], as transitions, `ReplayState.data`
+            and data sets have.
+          size: how many rows are real, the first ones; at least 2, which is checked where it is
+            known. None: all. An epoch takes time in proportion to `size` (and sorts `members` times
+            capacity numbers).
+          extra: `extra(predict, batch, key) -> scalar` is added to the loss of each member at every
+            minibatch. `predict(obs [n, ...], action [n, ...]) -> Prediction` (without its axis of
+            members) is the member as it stands and carries its gradient; `batch` is its `Batch`.
         """
         split_key, bag_key, key = jax.random.split(key, 3)
         data = self._split(split_key, *self._rows(data, size))
@@ -240,7 +290,9 @@ class Ensemble:
 
         def epoch(now: _Progress) -> _Progress:
             keys = _member_keys(jax.random.fold_in(key, now.epochs), self.members)
-            one = lambda params, opt_state, bag, key: self._epoch(params, opt_state, bag, key, data, extra)
+            one = lambda params, opt_state, bag, key: self._epoch(
+                params, opt_state, bag, key, data, extra
+            )
             params, opt_state, loss = jax.vmap(one)(now.params, now.opt_state, bags, keys)
             error = self._error(params, data)
             better = error < now.best * (1 - self.improvement)
@@ -257,8 +309,12 @@ class Ensemble:
             )
 
         zero, none = jnp.int32(0), jnp.zeros(self.members)
-        history = jnp.full((self.max_epochs + 1, self.members), jnp.nan, jnp.float32).at[0].set(first)
-        start = _Progress(zero, zero, state.params, state.opt_state, none, state.params, first, history)
+        history = (
+            jnp.full((self.max_epochs + 1, self.members), jnp.nan, jnp.float32).at[0].set(first)
+        )
+        start = _Progress(
+            zero, zero, state.params, state.opt_state, none, state.params, first, history
+        )
         going = lambda now: (now.epochs < self.max_epochs) & (now.stale < self.patience)
         end = lax.while_loop(going, epoch, start)
         elites = jnp.argsort(end.best)[: self.elites]
@@ -272,10 +328,19 @@ class Ensemble:
         error = (target - mean) ** 2 if self.deterministic else gaussian_nll(mean, log_var, target)
         fit = (batch.weight * error.mean(-1)).sum() / batch.weight.sum()
         layers = len(params.kernels)
-        decay = self.weight_decay if isinstance(self.weight_decay, tuple) else (self.weight_decay,) * layers
-        squares = [0.5 * rate * (kernel**2).sum() for rate, kernel in zip(decay, params.kernels, strict=True)]
+        decay = (
+            self.weight_decay
+            if isinstance(self.weight_decay, tuple)
+            else (self.weight_decay,) * layers
+        )
+        squares = [
+            0.5 * rate * (kernel**2).sum()
+            for rate, kernel in zip(decay, params.kernels, strict=True)
+        ]
         bounds = self.bound_coef * (params.max_log_var - params.min_log_var).sum()
-        return fit + sum(squares) + (bounds if self.learn_bounds and not self.deterministic else 0.0), fit
+        return fit + sum(squares) + (
+            bounds if self.learn_bounds and not self.deterministic else 0.0
+        ), fit
 
     # ---- inside: fitting ----------------------------------------------------------------------------------
 
@@ -285,28 +350,42 @@ class Ensemble:
         return _Data(rows, order, held, size - held, self._statistics(rows, order, held, size))
 
     def _statistics(self, rows: "_Rows", order: Array, held: Array, size: Array) -> Inputs:
-        """Mean and deviation of the inputs of the rows order[held:size]; a constant input is only centred."""
+        """Mean and deviation of the inputs of the rows order[held:size]; a constant input is only
+        centred."""
         position = jnp.arange(len(order))
-        mask = jnp.zeros(len(order), bool).at[order].set((position >= held) & (position < size))[:, None]
+        mask = (
+            jnp.zeros(len(order), bool)
+            .at[order]
+            .set((position >= held) & (position < size))[:, None]
+        )
         x = self._join(*rows[:2])
         mean_of = lambda x: jnp.where(mask, x, 0).sum(0) / (size - held)
-        some = x[order[held]]  # subtracted first: a constant then has deviation 0, not one of rounding
+        some = x[
+            order[held]
+        ]  # subtracted first: a constant then has deviation 0, not one of rounding
         mean = some + mean_of(x - some)
         std = jnp.sqrt(mean_of((x - mean) ** 2))
         return Inputs(mean, jnp.where(std > 1e-6 * jnp.abs(mean) + 1e-12, std, 1.0))
 
     def _bag(self, key: Array, data: "_Data") -> Array:
-        """[capacity]: which of the rows to train on make up one member's epoch, in its first `trained` entries."""
+        """[capacity]: which of the rows to train on make up one member's epoch, in its first
+        `trained` entries."""
         capacity = len(data.order)
-        return jax.random.randint(key, (capacity,), 0, data.trained) if self.bootstrap else jnp.arange(capacity)
+        return (
+            jax.random.randint(key, (capacity,), 0, data.trained)
+            if self.bootstrap
+            else jnp.arange(capacity)
+        )
 
     def _chunk(self, i: Array, total: Array) -> tuple[Array, Array]:
-        """Positions of minibatch i among `total`, and which of them exist; position 0 stands for the others."""
+        """Positions of minibatch i among `total`, and which of them exist; position 0 stands for
+        the others."""
         at = i * self.batch_size + jnp.arange(self.batch_size)
         return jnp.where(at < total, at, 0), at < total
 
     def _error(self, params: Params, data: "_Data") -> Array:
         """Mean squared error of each member's means on the held-out rows, [members]."""
+
         def add(i: Array, total: Array) -> Array:
             at, real = self._chunk(i, data.held)
             batch = data.take(at, real)
@@ -317,30 +396,45 @@ class Ensemble:
         total = lax.fori_loop(0, -(-data.held // self.batch_size), add, jnp.zeros(self.members))
         return total / (data.held * (self.obs_dim + 1))
 
-    def _epoch(self, params: Params, opt_state: Any, bag: Array, key: Array, data: "_Data",
-               extra: Callable | None) -> tuple[Params, Any, Array]:
+    def _epoch(
+        self,
+        params: Params,
+        opt_state: Any,
+        bag: Array,
+        key: Array,
+        data: "_Data",
+        extra: Callable | None,
+    ) -> tuple[Params, Any, Array]:
         """One member, once through its bag; also the mean of what measures the fit in its loss."""
         shuffle_key, key = jax.random.split(key)
         bag = bag[_shuffle(shuffle_key, len(bag), data.trained)]
-        vector, unravel = ravel_pytree(params)  # one vector: an optimiser step is then a few fused loops
+        vector, unravel = ravel_pytree(
+            params
+        )  # one vector: an optimiser step is then a few fused loops
 
         def objective(vector: Array, batch: Batch, key: Array) -> tuple[Array, Array]:
             params = unravel(vector)
             total, fit = self.loss(params, data.inputs, batch)
             if extra:
-                total += extra(lambda obs, action: self._predict(params, data.inputs, obs, action), batch, key)
+                total += extra(
+                    lambda obs, action: self._predict(params, data.inputs, obs, action), batch, key
+                )
             return total, fit
 
         def update(i: Array, carry: tuple) -> tuple:
             vector, opt_state, total = carry
             at, real = self._chunk(i, data.trained)
             batch = data.take(data.held + bag[at], real)
-            grads, fit = jax.grad(objective, has_aux=True)(vector, batch, jax.random.fold_in(key, i))
+            grads, fit = jax.grad(objective, has_aux=True)(
+                vector, batch, jax.random.fold_in(key, i)
+            )
             direction, opt_state = _adam.update(grads, opt_state)
             return vector - self.learning_rate * direction, opt_state, total + fit * real.sum()
 
         steps = -(-data.trained // self.batch_size)
-        vector, opt_state, total = lax.fori_loop(0, steps, update, (vector, opt_state, jnp.float32(0)))
+        vector, opt_state, total = lax.fori_loop(
+            0, steps, update, (vector, opt_state, jnp.float32(0))
+        )
         return unravel(vector), opt_state, total / data.trained
 
     # ---- inside: the network ------------------------------------------------------------------------------
@@ -351,12 +445,17 @@ class Ensemble:
         shapes = list(itertools.pairwise(sizes))
         ends = np.cumsum([i * o for i, o in shapes])
         draws = jnp.split(jax.random.truncated_normal(key, -2, 2, (ends[-1],)), ends[:-1])
-        kernels = tuple(x.reshape(i, o) / (2 * i**0.5) for x, (i, o) in zip(draws, shapes, strict=True))
-        low, high = (jnp.full(self.obs_dim + 1, bound, jnp.float32) for bound in self.log_var_bounds)
+        kernels = tuple(
+            x.reshape(i, o) / (2 * i**0.5) for x, (i, o) in zip(draws, shapes, strict=True)
+        )
+        low, high = (
+            jnp.full(self.obs_dim + 1, bound, jnp.float32) for bound in self.log_var_bounds
+        )
         return Params(kernels, tuple(jnp.zeros(o) for o in sizes[1:]), low, high)
 
     def _apply(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """Mean and log-variance [n, obs_dim + 1] of the targets, of one member at normalised inputs x [n, ...]."""
+        """Mean and log-variance [n, obs_dim + 1] of the targets, of one member at normalised inputs
+        x [n, ...]."""
         *hidden, (kernel, bias) = zip(params.kernels, params.biases, strict=True)
         for weights, offset in hidden:
             x = self.activation(x @ weights + offset)
@@ -392,14 +491,18 @@ class Ensemble:
         names = ("obs", "action", "reward", "next_obs")
         missing = [name for name in names if not hasattr(data, name)]
         if missing:
-            raise Refused(f"fit: data (a {type(data).__name__}) has no {', '.join(missing)}; it must have "
-                          f"{', '.join(names)}")
+            raise Refused(
+                f"fit: data (a {type(data).__name__}) has no {', '.join(missing)}; it must have "
+                f"{', '.join(names)}"
+            )
         rows = self._checked(**{name: getattr(data, name) for name in names})
         capacity = len(rows[0])
         size = capacity if size is None else size
         if not isinstance(size, jax.core.Tracer) and not 2 <= size <= capacity:
-            raise Refused(f"fit: size={size} with {capacity} rows: must be from 2 (one to train on, one held out) to "
-                          f"{capacity}")
+            raise Refused(
+                f"fit: size={size} with {capacity} rows: must be from 2 (one to train on, one held out) to "
+                f"{capacity}"
+            )
         return rows, jnp.asarray(size, jnp.int32)
 
     def _checked(self, **given: Any) -> "_Rows":
@@ -407,11 +510,18 @@ class Ensemble:
         rows = {name: jnp.asarray(x) for name, x in given.items()}
         n = len(rows["obs"]) if rows["obs"].ndim else 0
         action = (n,) if jnp.issubdtype(rows["action"].dtype, jnp.integer) else (n, self.action_dim)
-        want = {"obs": (n, self.obs_dim), "action": action, "reward": (n,), "next_obs": (n, self.obs_dim)}
+        want = {
+            "obs": (n, self.obs_dim),
+            "action": action,
+            "reward": (n,),
+            "next_obs": (n, self.obs_dim),
+        }
         for name, x in rows.items():
             if x.shape != want[name]:
-                raise Refused(f"{name} is {x.dtype}{list(x.shape)}, must have shape {list(want[name])} with "
-                              f"obs_dim={self.obs_dim} and action_dim={self.action_dim}")
+                raise Refused(
+                    f"{name} is {x.dtype}{list(x.shape)}, must have shape {list(want[name])} with "
+                    f"obs_dim={self.obs_dim} and action_dim={self.action_dim}"
+                )
         return tuple(rows.values())
 
 
@@ -461,57 +571,74 @@ def _member_keys(key: Array, members: int) -> Array:
 def _shuffle(key: Array, n: int, size: Array | int | None = None) -> Array:
     """A random order of range(n) that begins with a random order of range(size).
 
-    Sorts random numbers whose low bits are the index: on a CPU, single words sort several times faster than pairs.
-    Twice, because few random bits are left where n is large.
+    Sorts random numbers whose low bits are the index: on a CPU, single words sort several times
+    faster than pairs. Twice, because few random bits are left where n is large.
     """
     index = jnp.arange(n, dtype=jnp.uint32)
     low = jnp.uint32(2 ** (n - 1).bit_length() - 1)
     last = (index >= (n if size is None else size)).astype(jnp.uint32) << 31
-    first, second = lax.sort(last | (jax.random.bits(key, (2, n)) >> 1 & ~low) | index, dimension=1) & low
+    first, second = (
+        lax.sort(last | (jax.random.bits(key, (2, n)) >> 1 & ~low) | index, dimension=1) & low
+    )
     return first[second].astype(jnp.int32)
 
 
 def _softplus(x: Array) -> Array:
-    """log(1 + exp(x)); `jax.nn.softplus` makes a fit a tenth slower on a CPU, to be exact where this is 1e-7 off."""
+    """log(1 + exp(x)); `jax.nn.softplus` makes a fit a tenth slower on a CPU, to be exact where
+    this is 1e-7 off."""
     return jnp.maximum(x, 0) + jnp.log(1 + jnp.exp(-jnp.abs(x)))
 
 
-# ---- how much the members know --------------------------------------------------------------------------------
+# ---- how much the members know -------------------------------------------------------------------
 
 
 def max_std(prediction: Prediction) -> Array:
-    """max over members of |std|_2, [n]: what MOPO subtracts from the reward (Yu et al. 2020, section 5).
+    """max over members of |std|_2, [n]: what MOPO subtracts from the reward (Yu et al. 2020,
+    section 5).
 
-        def step(key, obs, action):
-            next_obs, reward = model.step(state, key, obs, action)
-            return next_obs, reward - penalty * max_std(model.predict(state, obs, action))
+    def step(key, obs, action):
+        next_obs, reward = model.step(state, key, obs, action)
+        return next_obs, reward - penalty * max_std(model.predict(state, obs, action))
     """
     return jnp.linalg.norm(prediction.std, axis=-1).max(0)
 
 
 def std_of_means(prediction: Prediction) -> Array:
-    """Root of the variance over members of the means, averaged over dimensions, [n]: where members disagree."""
+    """Root of the variance over members of the means, averaged over dimensions, [n]: where members
+    disagree."""
     return jnp.sqrt(prediction.mean.var(0).mean(-1))
 
 
-# ---- rollouts -------------------------------------------------------------------------------------------------
+# ---- rollouts ------------------------------------------------------------------------------------
 
 
-def rollout(step: Callable, act: Callable, obs: Array, key: Array, horizon: int, terminate: Callable | None = None,
-            length: Array | int | None = None) -> tuple[Transition, Array]:
+def rollout(
+    step: Callable,
+    act: Callable,
+    obs: Array,
+    key: Array,
+    horizon: int,
+    terminate: Callable | None = None,
+    length: Array | int | None = None,
+) -> tuple[Transition, Array]:
     """Follow a policy inside a model from each of obs [n, obs_dim].
 
     Args:
-      step: `step(key, obs, action) -> (next_obs, reward)`: any model, `functools.partial(model.step, state)` for one.
+      step: `step(key, obs, action) -> (next_obs, reward)`: any model,
+      `functools.partial(model.step, state)` for one.
       act: `act(obs [n, ...], key) -> action [n, ...]`.
-      terminate: `terminate(obs, action, next_obs) -> bool [n]`, for example `termination(env)`; None: nothing ends.
-      length: steps taken, at most `horizon`; may be traced, as where rollouts grow in the course of training. Steps
-        beyond it cost nothing, provided that `length` is not batched (derive it from `t`). None: `horizon`.
+      terminate: `terminate(obs, action, next_obs) -> bool [n]`, for example `termination(env)`;
+      None: nothing ends.
+      length: steps taken, at most `horizon`; may be traced, as where rollouts grow in the course of
+        training. Steps beyond it cost nothing, provided that `length` is not batched (derive it
+        from `t`). None: `horizon`.
 
-    Returns: transitions [horizon, n, ...] and `valid` [horizon, n]: False after a row has terminated, beyond `length`,
-      and from where a prediction is not finite. Rows that are not valid are finite, with reward 0. `truncated` is True
-      at the last step of rows that have not terminated by then.
+    Returns: transitions [horizon, n, ...] and `valid` [horizon, n]: False after a row has
+      terminated, beyond `length`, and from where a prediction is not finite. Rows that are not
+      valid are finite, with reward 0. `truncated` is True at the last step of rows that have not
+      terminated by then.
     """
+
     def advance(obs: Array, alive: Array, i: Array) -> tuple:
         act_key, step_key = jax.random.split(jax.random.fold_in(key, i))
         action = act(obs, act_key)
@@ -520,20 +647,30 @@ def rollout(step: Callable, act: Callable, obs: Array, key: Array, horizon: int,
         next_obs = jnp.where(valid[:, None], next_obs, obs)
         terminated = valid & (terminate(obs, action, next_obs) if terminate else False)
         last = i == jnp.minimum(horizon if length is None else length, horizon) - 1
-        row = Transition(obs, action, jnp.where(valid, reward, 0.0), terminated, valid & ~terminated & last, next_obs)
+        row = Transition(
+            obs,
+            action,
+            jnp.where(valid, reward, 0.0),
+            terminated,
+            valid & ~terminated & last,
+            next_obs,
+        )
         return (next_obs, valid & ~terminated), (row, valid)
 
     def body(carry: tuple[Array, Array], i: Array) -> tuple:
         if length is None:
             return advance(*carry, i)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(advance, *carry, i)[1])
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(advance, *carry, i)[1]
+        )
         return lax.cond(i < length, lambda: advance(*carry, i), lambda: (carry, zeros))
 
     return lax.scan(body, (obs, jnp.ones(len(obs), bool)), jnp.arange(horizon))[1]
 
 
 def pack(rows: Any, valid: Array) -> tuple[Any, Array]:
-    """Rows [horizon, n, ...] as [horizon * n, ...] with the valid ones first, in their order, and their number.
+    """Rows [horizon, n, ...] as [horizon * n, ...] with the valid ones first, in their order, and
+    their number.
 
     Draw from them with `jax.random.randint(key, (batch,), 0, size)`.
     """
@@ -541,25 +678,30 @@ def pack(rows: Any, valid: Array) -> tuple[Any, Array]:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], rows), valid.sum()
 
 
-# ---- termination ----------------------------------------------------------------------------------------------
+# ---- termination ---------------------------------------------------------------------------------
 
 
 def termination(env: Env) -> Callable[[Array, Array, Array], Array]:
-    """When a step of `env` terminates, told from observations: `terminate(obs, action, next_obs) -> bool [...]`.
+    """When a step of `env` terminates, told from observations: `terminate(obs, action, next_obs) ->
+    bool [...]`.
 
-    Known are the ids in `TERMINATIONS`, with any backend and options but `stack`, which changes observations. Raises
-    `Refused` for another: write the function yourself.
+    Known are the ids in `TERMINATIONS`, with any backend and options but `stack`, which changes
+    observations. Raises `Refused` for another: write the function yourself.
     """
     name = env.id.partition("?")[0].partition(":")[0]
     if name not in TERMINATIONS or _stacked(env.inner):
-        raise Refused(f"how {env.id!r} terminates is not known; known: {', '.join(TERMINATIONS)}. Give a function "
-                      "terminate(obs, action, next_obs) -> bool of your own")
+        raise Refused(
+            f"how {env.id!r} terminates is not known; known: {', '.join(TERMINATIONS)}. Give a function "
+            "terminate(obs, action, next_obs) -> bool of your own"
+        )
     rule = TERMINATIONS[name]
     return lambda obs, action, next_obs: rule(next_obs, env.params)
 
 
 def _stacked(inner: Any) -> bool:
-    return isinstance(inner, wrappers.FrameStack) or (isinstance(inner, wrappers.Wrapper) and _stacked(inner.env))
+    return isinstance(inner, wrappers.FrameStack) or (
+        isinstance(inner, wrappers.Wrapper) and _stacked(inner.env)
+    )
 
 
 def _never(obs: Array, params: Any) -> Array:
@@ -567,7 +709,9 @@ def _never(obs: Array, params: Any) -> Array:
 
 
 def _cartpole(obs: Array, params: Any) -> Array:
-    return (jnp.abs(obs[..., 0]) > params.x_threshold) | (jnp.abs(obs[..., 2]) > params.theta_threshold_radians)
+    return (jnp.abs(obs[..., 0]) > params.x_threshold) | (
+        jnp.abs(obs[..., 2]) > params.theta_threshold_radians
+    )
 
 
 def _mountain_car(obs: Array, params: Any) -> Array:
@@ -575,7 +719,8 @@ def _mountain_car(obs: Array, params: Any) -> Array:
 
 
 def _hopper(obs: Array, params: Any) -> Array:
-    """The bound on the state leaves out velocities beyond 100: observations have them clipped to 10."""
+    """The bound on the state leaves out velocities beyond 100: observations have them clipped to
+    10."""
     upright = (obs[..., 0] > 0.7) & (jnp.abs(obs[..., 1]) < 0.2)
     return ~(upright & (jnp.abs(obs[..., 1:]) < 100).all(-1))
 
@@ -597,7 +742,8 @@ def _inverted_pendulum(obs: Array, params: Any) -> Array:
 
 
 def _inverted_double_pendulum(obs: Array, params: Any) -> Array:
-    """The height of the tip, from sines and cosines of the two joints' angles; each pole is 0.6 long."""
+    """The height of the tip, from sines and cosines of the two joints' angles; each pole is 0.6
+    long."""
     first, second = obs[..., 3], obs[..., 3] * obs[..., 4] - obs[..., 1] * obs[..., 2]
     return 0.6 * (first + second) <= 1
 

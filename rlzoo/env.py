@@ -1,14 +1,14 @@
 """Environments behind one functional, vectorised API: gymnax, brax and rlzoo's own.
 
-`make(id)` returns an `Env`: many copies of one environment stepped together, with the true successor
-observation, termination and truncation apart, and an auto-reset that draws from a pool of start states
-instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
+`make(id)` returns an `Env`: many copies of one environment stepped together, with the true
+successor observation, termination and truncation apart, and an auto-reset that draws from a pool of
+start states instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
 
-Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring` (backend after
-the colon), rlzoo's own, and with the extra of that name `navix/...`, `jumanji/...` and `craftax/...` (see
-`rlzoo/adapters.py`). Options follow a question mark, separated by `&`: fields of the environment's parameters
-(`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`, `limit`, `clip`
-and `stack` (`Breakout-MinAtar?sticky=0.25`).
+Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring`
+(backend after the colon), rlzoo's own, and with the extra of that name `navix/...`, `jumanji/...`
+and `craftax/...` (see `rlzoo/adapters.py`). Options follow a question mark, separated by `&`:
+fields of the environment's parameters (`CartPole-v1?length=0.7`), arguments of its constructor, and
+the wrappers `sticky`, `repeat`, `limit`, `clip` and `stack` (`Breakout-MinAtar?sticky=0.25`).
 """
 
 import ast
@@ -39,7 +39,8 @@ POOL_STEPS = 128
 
 
 class Transition(NamedTuple):
-    """Leading axes are the call's: [num_envs, ...] for a step, [length, num_envs, ...] for a rollout."""
+    """Leading axes are the call's: [num_envs, ...] for a step, [length, num_envs, ...] for a
+    rollout."""
 
     obs: Any
     action: Any
@@ -74,15 +75,17 @@ class EnvState:
 class Env:
     """`num_envs` copies of one environment, stepped together. Build it with `rlzoo.make`.
 
-    Discrete actions are int32 in [0, num_actions). Continuous actions are float32 in [-1, 1]: the stepper
-    clips them and maps them to the environment's own bounds, so that every algorithm works in one range.
+    Discrete actions are int32 in [0, num_actions). Continuous actions are float32 in [-1, 1]: the
+    stepper clips them and maps them to the environment's own bounds, so that every algorithm works
+    in one range.
     """
 
     id: str
     inner: Any
     """a gymnax Environment"""
     params: Any
-    """its parameters; a leaf with one more axis than the default holds a value for each environment"""
+    """its parameters; a leaf with one more axis than the default holds a value for each
+    environment"""
     param_axes: Any = None
 
     # ---- facts --------------------------------------------------------------------------------------------
@@ -106,16 +109,20 @@ class Env:
     def num_actions(self) -> int:
         """Number of discrete actions. Raises `Refused` where actions are continuous."""
         if not self.discrete:
-            raise Refused(f"{self.id} has continuous actions (shape {self.action_space.shape}); this "
-                          "algorithm needs discrete ones, for example CartPole-v1")
+            raise Refused(
+                f"{self.id} has continuous actions (shape {self.action_space.shape}); this "
+                "algorithm needs discrete ones, for example CartPole-v1"
+            )
         return int(self.action_space.n)
 
     @property
     def action_dim(self) -> int:
         """Size of a continuous action. Raises `Refused` where actions are discrete."""
         if self.discrete:
-            raise Refused(f"{self.id} has {self.action_space.n} discrete actions; this algorithm needs "
-                          "continuous ones, for example Pendulum-v1")
+            raise Refused(
+                f"{self.id} has {self.action_space.n} discrete actions; this algorithm needs "
+                "continuous ones, for example Pendulum-v1"
+            )
         return int(np.prod(self.action_space.shape))
 
     @property
@@ -129,13 +136,17 @@ class Env:
     def example(self) -> Transition:
         """One transition as shapes and dtypes, for building a replay buffer."""
         obs = self._spec[0]
-        action = jax.ShapeDtypeStruct((), jnp.int32) if self.discrete else jax.ShapeDtypeStruct(
-            self.action_space.shape, jnp.float32)
+        action = (
+            jax.ShapeDtypeStruct((), jnp.int32)
+            if self.discrete
+            else jax.ShapeDtypeStruct(self.action_space.shape, jnp.float32)
+        )
         reward, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
         return Transition(obs, action, reward, flag, flag, obs)
 
     def replace(self, **fields: Any) -> "Env":
-        """A copy with other parameters. A value with one more axis than the default varies over environments.
+        """A copy with other parameters. A value with one more axis than the default varies over
+        environments.
 
         Raises `Refused` for a field that the environment's parameters do not have.
         """
@@ -155,22 +166,37 @@ class Env:
         """Start `num_envs` episodes."""
         pool = jax.vmap(self._starts)(jax.random.split(key, (POOL_ROWS + 1, num_envs)))
         obs, inner = jax.tree.map(lambda x: x[0], pool)
-        return EnvState(obs, inner, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32),
-                        jax.tree.map(lambda x: x[1:], pool))
+        return EnvState(
+            obs,
+            inner,
+            jnp.zeros(num_envs),
+            jnp.zeros(num_envs, jnp.int32),
+            jax.tree.map(lambda x: x[1:], pool),
+        )
 
-    def rollout(self, state: EnvState, act: Callable, xs: Any, key: jax.Array, length: int, t: jax.Array,
-                unroll: int = 1) -> tuple[EnvState, Transition, Any, dict]:
+    def rollout(
+        self,
+        state: EnvState,
+        act: Callable,
+        xs: Any,
+        key: jax.Array,
+        length: int,
+        t: jax.Array,
+        unroll: int = 1,
+    ) -> tuple[EnvState, Transition, Any, dict]:
         """Take `length` steps in every environment.
 
         Args:
-          act: `act(obs [num_envs, ...], x) -> (action [num_envs, ...], extra)`, `x` being one slice of `xs`.
-          xs: pytree with leading axis `length`: keys, or noise drawn beforehand in one go, which is faster.
-          t: the index of this call, counted from 0 and not batched under `vmap`; every call has the same
-            `length`.
+          act: `act(obs [num_envs, ...], x) -> (action [num_envs, ...], extra)`, `x` being one slice
+          of `xs`.
+          xs: pytree with leading axis `length`: keys, or noise drawn beforehand in one go, which is
+          faster.
+          t: the index of this call, counted from 0 and not batched under `vmap`; every call has the
+            same `length`.
 
         Returns:
-          state, transitions [length, num_envs, ...], extras [length, ...], and metrics: `train/return` and
-          `train/length` of the episodes that ended, as (sum, count).
+          state, transitions [length, num_envs, ...], extras [length, ...], and metrics:
+          `train/return` and `train/length` of the episodes that ended, as (sum, count).
         """
         num_envs = state.episode_return.shape[0]
         keys = jax.random.split(key, (length + POOL_ROWS, num_envs))
@@ -183,18 +209,26 @@ class Env:
             obs, inner, ret, steps = carry
             x, keys, row = x
             action, extra = act(obs, x)
-            next_obs, next_inner, reward, score, terminated, truncated = self._step(keys, inner, action)
+            next_obs, next_inner, reward, score, terminated, truncated = self._step(
+                keys, inner, action
+            )
             ended = terminated | truncated
             ret, steps = ret + score, steps + 1
-            start = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool)
-            obs_inner = jax.tree.map(lambda a, b: _where(ended, a, b), start, (next_obs, next_inner))
+            start = jax.tree.map(
+                lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool
+            )
+            obs_inner = jax.tree.map(
+                lambda a, b: _where(ended, a, b), start, (next_obs, next_inner)
+            )
             carry = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps))
             out = Transition(obs, action, reward, terminated, truncated, next_obs)
             return carry, (out, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
 
         carry = (state.obs, state.inner, state.episode_return, state.episode_length)
         clock = (t * length + jnp.arange(length)).astype(jnp.uint32)
-        rows = (clock * np.uint32(2654435769) >> 16) % POOL_ROWS  # scattered, for episodes of equal length
+        rows = (
+            clock * np.uint32(2654435769) >> 16
+        ) % POOL_ROWS  # scattered, for episodes of equal length
         outs: tuple
         carry, outs = jax.lax.scan(body, carry, (xs, keys, rows), unroll=unroll)
         transitions, extras, returns, lengths = outs
@@ -202,10 +236,13 @@ class Env:
         metrics = {"train/return": (returns.sum(), count), "train/length": (lengths.sum(), count)}
         return EnvState(*carry, pool), transitions, extras, metrics
 
-    def step(self, state: EnvState, action: Any, key: jax.Array,
-             t: jax.Array) -> tuple[EnvState, Transition, dict]:
+    def step(
+        self, state: EnvState, action: Any, key: jax.Array, t: jax.Array
+    ) -> tuple[EnvState, Transition, dict]:
         """Take one step in every environment: a `rollout` of length 1 without its leading axis."""
-        state, transition, _, metrics = self.rollout(state, lambda obs, x: (action, None), None, key, 1, t)
+        state, transition, _, metrics = self.rollout(
+            state, lambda obs, x: (action, None), None, key, 1, t
+        )
         return state, jax.tree.map(lambda x: x[0], transition), metrics
 
     # ---- inside -------------------------------------------------------------------------------------------
@@ -228,17 +265,24 @@ class Env:
         return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
 
     def _over_envs(self, one: Callable) -> Callable:
-        """Map over environments all arguments but the last, `params`, which is mapped where it varies."""
+        """Map over environments all arguments but the last, `params`, which is mapped where it
+        varies."""
         if self.param_axes is None:
             return jax.vmap(lambda *args: one(*args, self.params))
-        return lambda *args: jax.vmap(one, in_axes=(*[0] * len(args), self.param_axes))(*args, self.params)
+        return lambda *args: jax.vmap(one, in_axes=(*[0] * len(args), self.param_axes))(
+            *args, self.params
+        )
 
     def _one_params(self) -> Any:
         """The parameters of one environment (the first, where they vary)."""
         if self.param_axes is None:
             return self.params
-        return jax.tree.map(lambda p, axis: p if axis is None else p[0], self.params, self.param_axes,
-                            is_leaf=lambda x: x is None)
+        return jax.tree.map(
+            lambda p, axis: p if axis is None else p[0],
+            self.params,
+            self.param_axes,
+            is_leaf=lambda x: x is None,
+        )
 
     def _native(self, action: jax.Array, params: Any) -> jax.Array:
         space = self.inner.action_space(params)
@@ -250,6 +294,7 @@ class Env:
     @functools.cached_property
     def _spec(self) -> tuple:
         """(obs, inner) of one environment after a step, as shapes and dtypes."""
+
         def one(key: jax.Array) -> tuple:
             params = self._one_params()
             _, inner = self.inner.reset_env(key, params)
@@ -275,44 +320,59 @@ class Episodes(NamedTuple):
 
 
 def begin(env: Env, memory: Any, keys: jax.Array) -> Episodes:
-    """Start an episode for each of `keys` [count]; `memory` is the policy's, None for policies without one."""
+    """Start an episode for each of `keys` [count]; `memory` is the policy's, None for policies
+    without one."""
     zero = jnp.zeros(len(keys))
     obs, inner = env._starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
-    return Episodes(jnp.int32(0), obs, inner, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32))
+    return Episodes(
+        jnp.int32(0), obs, inner, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32)
+    )
 
 
 def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> Episodes:
     """Take one step in episodes that began with `keys`.
 
     Args:
-      act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...], memory)`.
+      act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...],
+      memory)`.
     """
     split = lambda key: jax.random.split(jax.random.fold_in(key, now.step + 1))
     act_keys, step_keys = jax.vmap(split, out_axes=1)(keys)
     action, memory = act(now.memory, now.obs, now.reward, act_keys)
     obs, inner, reward, score, terminated, truncated = env._step(step_keys, now.inner, action)
-    return Episodes(now.step + 1, obs, inner, memory, reward, now.over | terminated | truncated,
-                    now.episode_return + jnp.where(now.over, 0.0, score), now.episode_length + ~now.over)
+    return Episodes(
+        now.step + 1,
+        obs,
+        inner,
+        memory,
+        reward,
+        now.over | terminated | truncated,
+        now.episode_return + jnp.where(now.over, 0.0, score),
+        now.episode_length + ~now.over,
+    )
 
 
 def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Roll one whole episode for each of `keys` [count], and nothing more; arguments as of `advance`.
+    """Roll one whole episode for each of `keys` [count], and nothing more; arguments as of
+    `advance`.
 
     Returns: undiscounted return [count] and length [count].
     """
     going = lambda now: (now.step < env.max_steps) & ~now.over.all()
-    end = jax.lax.while_loop(going, lambda now: advance(env, act, keys, now), begin(env, memory, keys))
+    end = jax.lax.while_loop(
+        going, lambda now: advance(env, act, keys, now), begin(env, memory, keys)
+    )
     return end.episode_return, end.episode_length
 
 
-# ---- making ---------------------------------------------------------------------------------------------
+# ---- making --------------------------------------------------------------------------------------
 
 
 def make(id: str, **options: Any) -> Env:
     """Make the environment named `id` (see the module's docstring for ids and their options).
 
-    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown id,
-    backend or option, naming the nearest ones.
+    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown
+    id, backend or option, naming the nearest ones.
     """
     import gymnax
 
@@ -327,18 +387,24 @@ def make(id: str, **options: Any) -> Env:
         try:
             inner = _construct(id, adapters.factory(name), options)
         except ModuleNotFoundError as error:
-            raise Refused(f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'") from error
+            raise Refused(
+                f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'"
+            ) from error
     elif name in gymnax.registered_envs:
         inner = _construct(id, gymnax.registration._registry[name], options)
     else:
         nearest = difflib.get_close_matches(name, ids(), 3, 0.4)
-        raise Refused(f"unknown environment {name!r}; nearest: {', '.join(nearest) or 'none'} "
-                      "(`rlzoo list --envs` prints all)")
+        raise Refused(
+            f"unknown environment {name!r}; nearest: {', '.join(nearest) or 'none'} "
+            "(`rlzoo list --envs` prints all)"
+        )
     wrapping = {key: options.pop(key) for key in wrappers.BY_OPTION if key in options}
     if not hasattr(inner.action_space(inner.default_params), "n"):
         space = inner.action_space(inner.default_params)
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise Refused(f"{id}: actions have no finite bounds, so they cannot be mapped from [-1, 1]")
+            raise Refused(
+                f"{id}: actions have no finite bounds, so they cannot be mapped from [-1, 1]"
+            )
     if hasattr(inner.observation_space(inner.default_params), "n"):
         inner = wrappers.OneHot(inner)
     for key, value in wrapping.items():
@@ -356,8 +422,19 @@ def ids() -> list[str]:
     return [*gymnax.registered_envs, *(f"brax/{name}" for name in BRAX)]
 
 
-BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_double_pendulum",
-        "inverted_pendulum", "pusher", "reacher", "swimmer", "walker2d")
+BRAX = (
+    "ant",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "pusher",
+    "reacher",
+    "swimmer",
+    "walker2d",
+)
 BACKENDS = ("generalized", "positional", "spring", "mjx")
 
 
@@ -376,17 +453,22 @@ def _make_brax(name: str, options: dict) -> Any:
         nearest = difflib.get_close_matches(name, BRAX, 3, 0.4) or BRAX
         raise Refused(f"unknown brax environment {name!r}; nearest: {', '.join(nearest)}")
     if backend and backend not in BACKENDS:
-        raise Refused(f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
-                      f"{', '.join(BACKENDS)}")
+        raise Refused(
+            f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
+            f"{', '.join(BACKENDS)}"
+        )
     if name == "swimmer":
         if backend not in ("", "generalized"):
             raise Refused(f"brax/swimmer has the backend generalized alone, not {backend}")
         from brax import fluid
 
         fluid.jp = _Clip()  # brax 0.14.2 gives clip an argument that jax 0.10 took away
-    # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the first
+    # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the
+    # first
     with warnings.catch_warnings(), mock.patch.object(jax, "devices", jax.local_devices):
-        warnings.simplefilter("ignore")  # brax says at every construction that its environments are frozen
+        warnings.simplefilter(
+            "ignore"
+        )  # brax says at every construction that its environments are frozen
         from brax.envs import get_environment
 
         env = get_environment(name, **({"backend": backend} if backend else {}))
@@ -394,13 +476,20 @@ def _make_brax(name: str, options: dict) -> Any:
 
 
 def _construct(id: str, factory: Callable, options: dict) -> Any:
-    """Call the factory with those options that are its arguments, and take them out of `options`."""
-    known = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    """Call the factory with those options that are its arguments, and take them out of
+    `options`."""
+    known = [
+        p.name
+        for p in inspect.signature(factory).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
     kwargs = {key: options.pop(key) for key in list(options) if key in known}
     try:
         return factory(**kwargs)
     except OSError as error:
-        raise Refused(f"{id} could not fetch the data it needs from the network: {error}") from error
+        raise Refused(
+            f"{id} could not fetch the data it needs from the network: {error}"
+        ) from error
     except Refused:
         raise
     except ValueError as error:

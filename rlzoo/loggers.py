@@ -1,7 +1,9 @@
-"""What else a run is written to, on request: TensorBoard event files (--tensorboard), Weights & Biases (--wandb).
+"""What else a run is written to, on request: TensorBoard event files (--tensorboard), Weights &
+Biases (--wandb).
 
-Both are copies of metrics.csv: they get its rows, one program and step at a time, and on resume once more from the
-start. Beside the members' metrics stands the mean over the members of a setting whose value is finite.
+Both are copies of metrics.csv: they get its rows, one program and step at a time, and on resume
+once more from the start. Beside the members' metrics stands the mean over the members of a setting
+whose value is finite.
 """
 
 import importlib
@@ -19,7 +21,8 @@ from typing import Any, Protocol
 from rlzoo.algorithm import Refused
 
 Row = dict[str, Any]
-"""a row of metrics.csv: member, seed, swept fields, step, and metrics as text, empty where nothing happened"""
+"""a row of metrics.csv: member, seed, swept fields, step, and metrics as text, empty where nothing
+happened"""
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """flag, which is also the extra's name -> package"""
 
@@ -40,7 +43,9 @@ def check(options: Any) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise Refused(f"--{flag} needs the package {package} ({error}): pip install 'rlzoo[{flag}]'") from error
+            raise Refused(
+                f"--{flag} needs the package {package} ({error}): pip install 'rlzoo[{flag}]'"
+            ) from error
 
 
 def open_loggers(folder: Path, description: dict, options: Any) -> list[Logger]:
@@ -54,18 +59,29 @@ def open_loggers(folder: Path, description: dict, options: Any) -> list[Logger]:
 
 
 def series(rows: list[Row], swept: list[str]) -> Iterator[tuple[str, Row, dict[str, float]]]:
-    """(name, row, metrics) of each member, then of the mean over each setting's members, with its first row."""
+    """(name, row, metrics) of each member, then of the mean over each setting's members, with its
+    first row."""
     groups: dict[str, list[tuple[Row, dict[str, float]]]] = {}
     for row in rows:
-        metrics = {name: float(cell) for name, cell in row.items()
-                   if name not in ("member", "seed", "step", *swept) and cell not in ("", None)}
+        metrics = {
+            name: float(cell)
+            for name, cell in row.items()
+            if name not in ("member", "seed", "step", *swept) and cell not in ("", None)
+        }
         yield f"member{row['member']}", row, metrics
         setting = "".join(f" {field}={row[field]}" for field in swept)
         groups.setdefault(f"mean{setting}", []).append((row, metrics))
     for name, members in groups.items():
         names = dict.fromkeys(metric for _, metrics in members for metric in metrics)
-        finite = {metric: [m[metric] for _, m in members if math.isfinite(m.get(metric, math.nan))] for metric in names}
-        yield name, members[0][0], {metric: sum(values) / len(values) for metric, values in finite.items() if values}
+        finite = {
+            metric: [m[metric] for _, m in members if math.isfinite(m.get(metric, math.nan))]
+            for metric in names
+        }
+        yield (
+            name,
+            members[0][0],
+            {metric: sum(values) / len(values) for metric, values in finite.items() if values},
+        )
 
 
 class TensorBoard:
@@ -75,8 +91,15 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, description: dict):
-        self.folder, self.config, self.swept = folder, description["config"], list(description["sweep"])
-        files, (soft, hard) = sum(description["layout"]["members"]) + 256, resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.folder, self.config, self.swept = (
+            folder,
+            description["config"],
+            list(description["sweep"]),
+        )
+        files, (soft, hard) = (
+            sum(description["layout"]["members"]) + 256,
+            resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
         if soft < files <= hard:  # one for each member, and what else is open
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +111,9 @@ class TensorBoard:
         for name, row, metrics in series(rows, self.swept):
             if name not in self.writers:
                 self._open(name, row)
-            values = [Summary.Value(tag=metric, simple_value=value) for metric, value in metrics.items()]
+            values = [
+                Summary.Value(tag=metric, simple_value=value) for metric, value in metrics.items()
+            ]
             self._write(name, Summary(value=values), int(row["step"]))
             self.writers[name].flush()
 
@@ -111,8 +136,10 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         self.writers[name] = EventsWriter(str(folder / "events"))
         if name.startswith("member"):
-            config = {field: value if isinstance(value, int | float) else str(value)
-                      for field, value in self.config.items()}
+            config = {
+                field: value if isinstance(value, int | float) else str(value)
+                for field, value in self.config.items()
+            }
             config |= {field: _number(row[field]) for field in ("seed", *self.swept)}
             experiment, session, _ = hparams(config, {"eval/return": math.nan})
             self._write(name, experiment)
@@ -135,8 +162,8 @@ def _number(cell: Any) -> float | str:
 class WandB:
     """One run of Weights & Biases; `member0/eval/return`, `mean/eval/return`, ... against `step`.
 
-    wandb.json in the run directory keeps its id and the last step of each program: a resumed run goes on under the same
-    id and repeats nothing.
+    wandb.json in the run directory keeps its id and the last step of each program: a resumed run
+    goes on under the same id and repeats nothing.
     """
 
     def __init__(self, folder: Path, description: dict, project: str, quiet: bool):
@@ -149,13 +176,21 @@ class WandB:
         about = {key: value for key, value in description.items() if key != "config"}
         try:
             self.run = wandb.init(
-                project=project, id=self.state["id"], resume="allow", reinit="create_new", dir=str(folder),
+                project=project,
+                id=self.state["id"],
+                resume="allow",
+                reinit="create_new",
+                dir=str(folder),
                 name=f"{description['algorithm']} {description['env']} {folder.name}",
-                config=description["config"] | about, allow_val_change=True,
-                settings=wandb.Settings(console="off", silent=quiet))
+                config=description["config"] | about,
+                allow_val_change=True,
+                settings=wandb.Settings(console="off", silent=quiet),
+            )
         except wandb.errors.Error as error:
-            raise Refused(f"--wandb: {error} (WANDB_MODE=offline needs no account.) Continue with --resume --out "
-                          f"{folder}") from error
+            raise Refused(
+                f"--wandb: {error} (WANDB_MODE=offline needs no account.) Continue with --resume --out "
+                f"{folder}"
+            ) from error
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -163,8 +198,11 @@ class WandB:
         program, step = str(rows[0]["member"]), int(rows[0]["step"])
         if step <= self.state["logged"].get(program, -1):
             return
-        values = {f"{name}/{metric}": value for name, _, metrics in series(rows, self.swept)
-                  for metric, value in metrics.items()}
+        values = {
+            f"{name}/{metric}": value
+            for name, _, metrics in series(rows, self.swept)
+            for metric, value in metrics.items()
+        }
         self.run.log({"step": step} | values)
         self.state["logged"][program] = step
         temporary = self.path.with_suffix(".new")

@@ -20,14 +20,16 @@ def cache_dir() -> Path:
 
 
 def start_backend() -> None:
-    """What has to be set before jax starts. Runs when `rlzoo.env` is imported, since gymnax starts jax.
+    """What has to be set before jax starts. Runs when `rlzoo.env` is imported, since gymnax starts
+    jax.
 
-    On a CPU jax gets one thread (unless PJRT_NPROC says otherwise): programs of small networks are no slower, and
-    with more threads XLA now and then hangs for ever, all its threads asleep (jax 0.10.2, 32 members of PPO: one of
-    three runs; none of ten with one thread, see scripts/check_hang.py). Use other cores by `--processes`.
+    On a CPU jax gets one thread (unless PJRT_NPROC says otherwise): programs of small networks are
+    no slower, and with more threads XLA now and then hangs for ever, all its threads asleep (jax
+    0.10.2, 32 members of PPO: one of three runs; none of ten with one thread, see
+    scripts/check_hang.py). Use other cores by `--processes`.
 
-    With JAX_COORDINATOR_ADDRESS in the environment (beside JAX_NUM_PROCESSES and JAX_PROCESS_ID) this process joins
-    the others of a run.
+    With JAX_COORDINATOR_ADDRESS in the environment (beside JAX_NUM_PROCESSES and JAX_PROCESS_ID)
+    this process joins the others of a run.
     """
     import jax
     from jax._src import xla_bridge
@@ -35,21 +37,26 @@ def start_backend() -> None:
     joins = "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized()
     if xla_bridge.backends_are_initialized():
         if joins:
-            raise RuntimeError("JAX_COORDINATOR_ADDRESS is set, but jax was started before rlzoo was imported, so this "
-                               "process cannot join the others; import rlzoo.env first")
+            raise RuntimeError(
+                "JAX_COORDINATOR_ADDRESS is set, but jax was started before rlzoo was imported, so this "
+                "process cannot join the others; import rlzoo.env first"
+            )
         return
     if joins:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-                                   process_id=int(os.environ["JAX_PROCESS_ID"]))
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
     os.environ.setdefault("PJRT_NPROC", "1")
 
 
 def wait_for_others(what: str) -> None:
-    """Returns when every process of this run has called it with the same `what`; at once where there is only one.
+    """Returns when every process of this run has called it with the same `what`; at once where
+    there is only one.
 
-    The first sum over processes fails where one of them comes 30 seconds after the other (jax 0.10.2 on CPUs), and
-    compiling alone can take that much longer on one of them.
+    The first sum over processes fails where one of them comes 30 seconds after the other (jax
+    0.10.2 on CPUs), and compiling alone can take that much longer on one of them.
     """
     import jax
     from jax._src import distributed
@@ -63,14 +70,20 @@ def compiler_options(backend: str) -> dict[str, Any]:
     if backend != "cpu":
         return {}
     wide = any("avx512f" in line for line in _lines("/proc/cpuinfo") if line.startswith("flags"))
-    return {"xla_cpu_copy_insertion_use_region_analysis": True} | ({"xla_cpu_prefer_vector_width": 512} if wide else {})
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} | (
+        {"xla_cpu_prefer_vector_width": 512} if wide else {}
+    )
 
 
 def describe() -> dict[str, Any]:
     """Hardware for the record: platform, devices, cores, memory in bytes."""
     import jax
 
-    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in _lines("/proc/cpuinfo")
+        if line.startswith("model name")
+    ]
     return {
         "platform": platform.platform(),
         "cpu": names[0] if names else platform.processor(),
@@ -86,7 +99,9 @@ def available_bytes(device: Any) -> int | None:
     """Free memory that `device` can still give out; None where it cannot be told."""
     if device.platform == "cpu":
         free = _meminfo("MemAvailable")
-        limit, now = ("".join(_lines(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
+        limit, now = (
+            "".join(_lines(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current")
+        )
         if limit.isdigit() and now.isdigit():
             free = min(free or int(limit), int(limit) - int(now))
         return free
@@ -100,16 +115,20 @@ def peak_bytes(device: Any) -> int:
     """The most memory used so far: of the device, or of this process on a CPU."""
     if device.platform != "cpu":
         return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if platform.system() == "Darwin" else 1024
+    )
 
 
 def check_fits(needed: int, device: Any, what: str) -> None:
     """Raise MemoryError with advice where `what` needs more than `device` has left."""
     free = available_bytes(device)
     if free is not None and needed > free:
-        raise MemoryError(f"{what} need{'' if what.startswith('the training') else 's'} {readable(needed)}, but "
-                          f"{readable(free)} is free on {device.device_kind}. Fewer --seeds or swept values, a "
-                          "smaller replay or fewer environments would fit; or split the seeds over several runs.")
+        raise MemoryError(
+            f"{what} need{'' if what.startswith('the training') else 's'} {readable(needed)}, but "
+            f"{readable(free)} is free on {device.device_kind}. Fewer --seeds or swept values, a "
+            "smaller replay or fewer environments would fit; or split the seeds over several runs."
+        )
 
 
 def readable(size: float) -> str:
@@ -120,15 +139,20 @@ def readable(size: float) -> str:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is checked out at, with `+changes` where it is modified; None outside git."""
-    run = lambda *args: subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
+    """The commit that `folder` is checked out at, with `+changes` where it is modified; None
+    outside git."""
+    run = lambda *args: subprocess.run(
+        ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
+    )
     try:
         commit = run("rev-parse", "HEAD")
     except FileNotFoundError:  # no git on this machine
         return None
     if commit.returncode:
         return None
-    return commit.stdout.strip() + ("+changes" if run("status", "--porcelain", "-uno").stdout.strip() else "")
+    return commit.stdout.strip() + (
+        "+changes" if run("status", "--porcelain", "-uno").stdout.strip() else ""
+    )
 
 
 def _lines(path: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Draws MuJoCo models without a display, in a process of its own.
 
-OpenGL is chosen (MUJOCO_GL) when mujoco is first imported, which brax does, a choice that does not work fails there,
-and a bad driver ends the process. This file is therefore both sides: what asks, and the script that draws.
+OpenGL is chosen (MUJOCO_GL) when mujoco is first imported, which brax does, a choice that does not
+work fails there, and a bad driver ends the process. This file is therefore both sides: what asks,
+and the script that draws.
 """
 
 import os
@@ -21,7 +22,8 @@ class NoOpenGL(Exception):
 class Renderer:
     """`renderer(qpos, qvel)` is a picture of `model`, uint8 [height, width, 3]. Raises `NoOpenGL`.
 
-    backend: a value of MUJOCO_GL: egl, osmesa, glfw, cgl; empty: the platform's own, which needs a display.
+    backend: a value of MUJOCO_GL: egl, osmesa, glfw, cgl; empty: the platform's own, which needs a
+    display.
     """
 
     def __init__(self, model: Any, width: int, height: int, backend: str):
@@ -33,8 +35,13 @@ class Renderer:
         mujoco.mj_saveModel(model, f"{self.folder.name}/model.mjb", None)
         with self.errors.open("w") as errors:
             self.worker = subprocess.Popen(  # -P: the other files here are not top-level modules
-                [sys.executable, "-P", __file__, "model.mjb", str(width), str(height)], cwd=self.folder.name,
-                env=os.environ | {"MUJOCO_GL": backend}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+                [sys.executable, "-P", __file__, "model.mjb", str(width), str(height)],
+                cwd=self.folder.name,
+                env=os.environ | {"MUJOCO_GL": backend},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
         self(model.qpos0, np.zeros(model.nv))
 
     def __call__(self, qpos: Any, qvel: Any) -> np.ndarray:
@@ -54,7 +61,8 @@ class Renderer:
 
 
 def start(model: Any, width: int, height: int) -> Renderer:
-    """A renderer with $MUJOCO_GL, or where it is not set, with EGL or the display. Raises `NoOpenGL`."""
+    """A renderer with $MUJOCO_GL, or where it is not set, with EGL or the display. Raises
+    `NoOpenGL`."""
     asked = os.environ.get("MUJOCO_GL")
     if asked is None:
         try:
@@ -65,7 +73,8 @@ def start(model: Any, width: int, height: int) -> Renderer:
 
 
 def main(path: str, width: int, height: int) -> None:
-    """Read states, qpos and qvel in float64, from standard input; write a picture of each to standard output."""
+    """Read states, qpos and qvel in float64, from standard input; write a picture of each to
+    standard output."""
     import mujoco
 
     model = mujoco.MjModel.from_binary_path(path)

@@ -1,8 +1,10 @@
-"""Watching a policy: rolls episodes as evaluation does, and draws them into a GIF, an MP4 or a page.
+"""Watching a policy: rolls episodes as evaluation does, and draws them into a GIF, an MP4 or a
+page.
 
-An environment says itself how it looks by `render(state, params)`, which gives a picture, uint8 [H, W, 3], or a
-function that draws on the matplotlib axis it is handed. gymnax's are drawn here, brax's by MuJoCo (where there is no
-OpenGL: by brax's player, a page), all others by their observation. Wrappers are looked through.
+An environment says itself how it looks by `render(state, params)`, which gives a picture, uint8 [H,
+W, 3], or a function that draws on the matplotlib axis it is handed. gymnax's are drawn here, brax's
+by MuJoCo (where there is no OpenGL: by brax's player, a page), all others by their observation.
+Wrappers are looked through.
 """
 
 import contextlib
@@ -45,11 +47,20 @@ class Frame(NamedTuple):
     episode_return: float
 
 
-# ---- playing --------------------------------------------------------------------------------------------------
+# ---- playing -------------------------------------------------------------------------------------
 
 
-def play(run: str | Path | None = None, *, random: str | None = None, out: str | Path | None = None, member: int = 0,
-         episodes: int = 1, seed: int = 0, fps: float = 30.0, steps: int | None = None) -> Path:
+def play(
+    run: str | Path | None = None,
+    *,
+    random: str | None = None,
+    out: str | Path | None = None,
+    member: int = 0,
+    episodes: int = 1,
+    seed: int = 0,
+    fps: float = 30.0,
+    steps: int | None = None,
+) -> Path:
     """Roll episodes of a trained policy, say how they went, and draw them.
 
     Args:
@@ -61,21 +72,28 @@ def play(run: str | Path | None = None, *, random: str | None = None, out: str |
       fps: pictures, that is steps, a second.
       steps: cut episodes after so many steps.
 
-    Returns the file written. Raises `Refused` where an argument makes no sense, or the file cannot be written.
+    Returns the file written. Raises `Refused` where an argument makes no sense, or the file cannot
+    be written.
     """
     if (run is None) == (random is None):
         raise Refused("say what to play: a run directory, or --random and an environment's id")
     for name, value, low in (("episodes", episodes, 1), ("seed", seed, 0), ("steps", steps, 1)):
         if value is not None and value < low:
             raise Refused(f"--{name} is {value}; it must be at least {low}")
-    default = Path(run) / "play.gif" if run is not None else Path(re.sub("[^A-Za-z0-9_.-]", "-", f"{random}.gif"))
+    default = (
+        Path(run) / "play.gif"
+        if run is not None
+        else Path(re.sub("[^A-Za-z0-9_.-]", "-", f"{random}.gif"))
+    )
     out = Path(out or default)
     env, act, memory = _trained(run, member) if run is not None else _random(str(random))
     _check_file(out, fps, env)
     rolled = []
     for frames in roll(env, act, memory, jax.random.split(jax.random.key(seed), episodes), steps):
         rolled.append(frames)
-        print(f"episode {len(rolled)}: return {frames[-1].episode_return:.2f}, length {frames[-1].step}")
+        print(
+            f"episode {len(rolled)}: return {frames[-1].episode_return:.2f}, length {frames[-1].step}"
+        )
     out = write(env, rolled, out, fps)
     print(f"wrote {out}")
     return out
@@ -90,7 +108,11 @@ def _trained(run: str | Path, member: int) -> tuple:
         return found.env, lambda memory, obs, reward, keys: (act(policy, obs, keys), memory), None
     act = jax.vmap(algorithm.act, (None, 0, 0, 0, 0))
     memory = jax.tree.map(lambda x: jnp.asarray(x)[None], algorithm.memory(policy))
-    return found.env, lambda memory, obs, reward, keys: act(policy, memory, obs, reward, keys), memory
+    return (
+        found.env,
+        lambda memory, obs, reward, keys: act(policy, memory, obs, reward, keys),
+        memory,
+    )
 
 
 def _random(id: str) -> tuple:
@@ -98,18 +120,27 @@ def _random(id: str) -> tuple:
 
     def act(memory: Any, obs: Any, reward: Any, keys: Any) -> tuple:
         if env.discrete:
-            return jax.vmap(lambda key: jax.random.randint(key, (), 0, env.num_actions))(keys), memory
+            return jax.vmap(lambda key: jax.random.randint(key, (), 0, env.num_actions))(
+                keys
+            ), memory
         shape = env.action_space.shape
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys), memory
+        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(
+            keys
+        ), memory
 
     return env, act, None
 
 
-def roll(env: environments.Env, act: Callable, memory: Any, keys: jax.Array,
-         steps: int | None = None) -> Iterator[list[Frame]]:
-    """The episodes that `rlzoo.env.episodes` rolls for `keys`, one after the other, at most `steps` steps of each."""
+def roll(
+    env: environments.Env, act: Callable, memory: Any, keys: jax.Array, steps: int | None = None
+) -> Iterator[list[Frame]]:
+    """The episodes that `rlzoo.env.episodes` rolls for `keys`, one after the other, at most `steps`
+    steps of each."""
+
     def show(now: environments.Episodes) -> tuple:
-        now = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), now)  # no weak types: compiled once
+        now = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.result_type(x)), now
+        )  # no weak types: compiled once
         seen = (now.obs, inner_state(env.inner, now.inner), now.episode_length, now.episode_return)
         return now, now.over.all(), Frame(*jax.tree.map(lambda x: x[0], seen))
 
@@ -136,7 +167,7 @@ def inner_state(env: Any, state: Any) -> Any:
     return inner_state(env.env, state.inner if isinstance(env, wrappers.Remembering) else state)
 
 
-# ---- drawing --------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------
 
 Paint = Callable[[Frame], Any]
 """Changes what is on the axis to show a frame."""
@@ -157,7 +188,8 @@ class Canvas:
         self.font = ImageFont.load_default(13)
 
     def _fit(self, ax: Axes) -> tuple[int, int]:
-        """Pixels for the axis: as large as may be, in the shape of its data where its aspect is fixed."""
+        """Pixels for the axis: as large as may be, in the shape of its data where its aspect is
+        fixed."""
         if ax.get_aspect() == "auto":
             return WIDTH, HEIGHT
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
@@ -172,7 +204,9 @@ class Canvas:
         picture = np.asarray(self.canvas.buffer_rgba())[..., :3]
         title = Image.new("RGB", (picture.shape[1], TITLE), "white")
         text = f"step {frame.step}    return {frame.episode_return:.2f}"
-        ImageDraw.Draw(title).text((8, 4), text, INK, self.font)  # twice as fast as matplotlib's text
+        ImageDraw.Draw(title).text(
+            (8, 4), text, INK, self.font
+        )  # twice as fast as matplotlib's text
         return np.concatenate([np.asarray(title), picture])
 
     def close(self) -> None:
@@ -184,19 +218,26 @@ def _drawing(env: Any) -> Callable[..., Paint]:
     for kind in type(env).__mro__:
         if kind.__module__.startswith("gymnax.") and kind.__name__ in DRAWINGS:
             return DRAWINGS[kind.__name__]
-        if "render" in vars(kind) and not kind.__module__.startswith("gymnax."):  # gymnax's open windows
+        if "render" in vars(kind) and not kind.__module__.startswith(
+            "gymnax."
+        ):  # gymnax's open windows
             return _own
     return _MuJoCo if isinstance(env, wrappers.Brax) else _observation
 
 
 def _own(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     """By the environment's own `render`."""
+
     def picture(frame: Frame) -> np.ndarray | Callable:
         given = env.render(frame.state, params)
         given = given if callable(given) else np.asarray(given)
-        if not callable(given) and (given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8):
-            raise Refused(f"render of {env.name} gave {given.dtype} {list(given.shape)}; it should give uint8 "
-                          "[height, width, 3], or a function that draws on a matplotlib axis")
+        if not callable(given) and (
+            given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8
+        ):
+            raise Refused(
+                f"render of {env.name} gave {given.dtype} {list(given.shape)}; it should give uint8 "
+                "[height, width, 3], or a function that draws on a matplotlib axis"
+            )
         return given
 
     first = picture(frames[0])
@@ -218,7 +259,8 @@ def _image(ax: Axes, of: Callable[[Frame], np.ndarray], first: np.ndarray, **sty
 
 
 def _observation(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    """Whatever the policy sees: an image where it has the shape of one, else a bar for each number."""
+    """Whatever the policy sees: an image where it has the shape of one, else a bar for each
+    number."""
     obs = np.asarray(frames[0].obs)
     if obs.ndim == 3 and obs.shape[2] != 3:
         return _channels(ax, lambda frame: frame.obs, obs)
@@ -226,12 +268,28 @@ def _observation(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     everything = np.stack([of(frame) for frame in frames])
     low, high = min(0.0, float(everything.min())), max(float(everything.max()), 1e-6)
     if obs.ndim in (2, 3):
-        return _image(ax, lambda frame: (of(frame) - low) / (high - low), of(frames[0]), cmap="gray", vmin=0, vmax=1)
-    bars = ax.stairs(np.zeros(obs.size), np.arange(obs.size + 1) - 0.5, baseline=0, fill=True, fc=BLUE, ec="white")
+        return _image(
+            ax,
+            lambda frame: (of(frame) - low) / (high - low),
+            of(frames[0]),
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+        )
+    bars = ax.stairs(
+        np.zeros(obs.size),
+        np.arange(obs.size + 1) - 0.5,
+        baseline=0,
+        fill=True,
+        fc=BLUE,
+        ec="white",
+    )
     ax.set_axis_on()
     ax.set_position((0.1, 0.12, 0.88, 0.86))
     ax.set_xlabel("observation", size=8)
-    ax.set(xlim=(-0.6, obs.size - 0.4), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
+    ax.set(
+        xlim=(-0.6, obs.size - 0.4), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    )
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks(range(0, obs.size, -(-obs.size // 20)))
     ax.tick_params(labelsize=8)
@@ -240,17 +298,24 @@ def _observation(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
 
 def _channels(ax: Axes, of: Callable[[Frame], Any], first: Any) -> Paint:
-    """Each channel of an image [H, W, channels] in a colour of its own, later ones on top, as MinAtar shows them."""
+    """Each channel of an image [H, W, channels] in a colour of its own, later ones on top, as
+    MinAtar shows them."""
     import matplotlib
 
     count = first.shape[-1]
     colours = matplotlib.colormaps["cubehelix"](np.linspace(0, 1, count + 2)[1:-1])
     top = lambda obs: ((np.asarray(obs) > 0) * np.arange(1, count + 1)).max(-1)
-    return _image(ax, lambda frame: top(of(frame)), top(first), vmin=0, vmax=count,
-                  cmap=ListedColormap(np.concatenate([[[0, 0, 0, 1]], colours])))
+    return _image(
+        ax,
+        lambda frame: top(of(frame)),
+        top(first),
+        vmin=0,
+        vmax=count,
+        cmap=ListedColormap(np.concatenate([[[0, 0, 0, 1]], colours])),
+    )
 
 
-# ---- gymnax ---------------------------------------------------------------------------------------------------
+# ---- gymnax --------------------------------------------------------------------------------------
 
 
 def _view(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
@@ -297,12 +362,30 @@ def _pendulum(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
 def _acrobot(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     first, second = float(params.link_length_1), float(params.link_length_2)
-    _view(ax, (-1.1 * (first + second), 1.1 * (first + second)), (-1.1 * (first + second), 1.1 * (first + second)))
+    _view(
+        ax,
+        (-1.1 * (first + second), 1.1 * (first + second)),
+        (-1.1 * (first + second), 1.1 * (first + second)),
+    )
     ax.axhline(1, color=GREEN, lw=1.5, ls="--")
-    (rod,) = ax.plot([], [], "o-", color=BLUE, lw=8, ms=8, mfc=INK, mec=INK, solid_capstyle="round", markevery=[0, 1])
+    (rod,) = ax.plot(
+        [],
+        [],
+        "o-",
+        color=BLUE,
+        lw=8,
+        ms=8,
+        mfc=INK,
+        mec=INK,
+        solid_capstyle="round",
+        markevery=[0, 1],
+    )
 
     def paint(frame: Frame) -> None:
-        angles = float(frame.state.joint_angle1), float(frame.state.joint_angle1 + frame.state.joint_angle2)
+        angles = (
+            float(frame.state.joint_angle1),
+            float(frame.state.joint_angle1 + frame.state.joint_angle2),
+        )
         x, y = first * np.sin(angles[0]), -first * np.cos(angles[0])
         rod.set_data([0, x, x + second * np.sin(angles[1])], [0, y, y - second * np.cos(angles[1])])
 
@@ -310,15 +393,21 @@ def _acrobot(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
 
 def _mountain_car(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    left, right, goal = (float(x) for x in (params.min_position, params.max_position, params.goal_position))
+    left, right, goal = (
+        float(x) for x in (params.min_position, params.max_position, params.goal_position)
+    )
     height = lambda x: 0.45 * np.sin(3 * x) + 0.55
     _view(ax, (left - 0.05, right + 0.05), (-0.02, 1.25))
     x = np.linspace(left, right, 100)
     ax.fill_between(x, height(x), color="#DDDDDD")
     ax.plot(x, height(x), color=INK, lw=1.5)
     ax.plot([goal, goal], [height(goal), height(goal) + 0.15], color=INK, lw=1.5)
-    ax.add_patch(Polygon([[goal, height(goal) + y] for y in (0.15, 0.09)] + [[goal + 0.07, height(goal) + 0.12]],
-                         color=GREEN))
+    ax.add_patch(
+        Polygon(
+            [[goal, height(goal) + y] for y in (0.15, 0.09)] + [[goal + 0.07, height(goal) + 0.12]],
+            color=GREEN,
+        )
+    )
     body = _add(ax, Polygon(np.zeros((4, 2)), color=RED))
     wheels = [_add(ax, Circle((0, 0), 0.018, color=INK)) for _ in range(2)]
     corners = np.array([[-0.07, 0.02], [0.07, 0.02], [0.055, 0.07], [-0.055, 0.07]])
@@ -350,7 +439,9 @@ def _maze(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     agent = _add(ax, Circle((0, 0), 0.35, color=BLUE))
 
     def paint(frame: Frame) -> None:
-        where = np.divmod(int(frame.state.position), env.ncol) if lake else np.asarray(frame.state.pos)
+        where = (
+            np.divmod(int(frame.state.position), env.ncol) if lake else np.asarray(frame.state.pos)
+        )
         row, column = goal if lake else np.asarray(frame.state.goal)
         target.set_xy((column - 0.5, row - 0.5))
         agent.set_center((where[1], where[0]))
@@ -389,14 +480,16 @@ DRAWINGS: dict[str, Callable[..., Paint]] = {
     "Acrobot": _acrobot,
     "MountainCar": _mountain_car,
     "ContinuousMountainCar": _mountain_car,
-    **dict.fromkeys(("MinAsterix", "MinBreakout", "MinFreeway", "MinSeaquest", "MinSpaceInvaders"), _minatar),
+    **dict.fromkeys(
+        ("MinAsterix", "MinBreakout", "MinFreeway", "MinSeaquest", "MinSpaceInvaders"), _minatar
+    ),
     **dict.fromkeys(("FourRooms", "MetaMaze", "FrozenLake"), _maze),
     **dict.fromkeys(("PointRobot", "Reacher", "Swimmer"), _plane),
 }
 """Classes of gymnax -> what draws them: `(ax, env, params, frames) -> Paint`."""
 
 
-# ---- brax -----------------------------------------------------------------------------------------------------
+# ---- brax ----------------------------------------------------------------------------------------
 
 
 class _MuJoCo:
@@ -418,11 +511,13 @@ def _player(env: wrappers.Brax, frames: Iterable[Frame]) -> str:
     """brax's own player, a page that loads its viewer from the network."""
     from brax.io import html
 
-    system = env.env.sys.tree_replace({"opt.timestep": env.env.dt})  # the player's time between states
+    system = env.env.sys.tree_replace(
+        {"opt.timestep": env.env.dt}
+    )  # the player's time between states
     return html.render(system, [frame.state.physics.pipeline_state for frame in frames])
 
 
-# ---- files ----------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _check_file(out: Path, fps: float, env: environments.Env) -> None:
@@ -433,7 +528,9 @@ def _check_file(out: Path, fps: float, env: environments.Env) -> None:
     if out.suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise Refused(f"{out}: an .mp4 needs ffmpeg, which is not on this machine; a .gif does not")
     if not 0 < fps <= 50:
-        raise Refused(f"--fps is {fps}; it must be more than 0 and at most 50, which is what a GIF can show")
+        raise Refused(
+            f"--fps is {fps}; it must be more than 0 and at most 50, which is what a GIF can show"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -441,8 +538,8 @@ def _check_file(out: Path, fps: float, env: environments.Env) -> None:
 
 
 def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: float) -> Path:
-    """Draw `episodes` into `out`, a .gif, .mp4 or .html; returns the file written: of brax a page, where MuJoCo
-    cannot draw."""
+    """Draw `episodes` into `out`, a .gif, .mp4 or .html; returns the file written: of brax a page,
+    where MuJoCo cannot draw."""
     frames = list(itertools.chain(*episodes))
     inner = innermost(env.inner)
     if out.suffix != ".html":
@@ -450,7 +547,9 @@ def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: fl
             canvas = Canvas(env, frames)
         except offscreen.NoOpenGL as error:
             out = out.with_suffix(".html")
-            print(f"MuJoCo has no OpenGL to draw with here ({error}), so this is brax's player, a page:")
+            print(
+                f"MuJoCo has no OpenGL to draw with here ({error}), so this is brax's player, a page:"
+            )
     if out.suffix == ".html":
         out.write_text(_player(inner, frames))
         return out
@@ -466,20 +565,48 @@ def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: fl
     return out
 
 
-def _gif(canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float) -> None:
+def _gif(
+    canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float
+) -> None:
     """One palette for all pictures, so that what stays the same costs nothing."""
     some = np.linspace(0, len(frames) - 1, min(len(frames), PALETTE_FRAMES)).astype(int)
     sample = Image.fromarray(np.concatenate([canvas(frames[i]) for i in some]))
     palette = sample.quantize(255, Image.Quantize.FASTOCTREE)  # the 256th is for transparency
-    images = (Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-    next(images).save(out, save_all=True, append_images=images, duration=round(1000 / fps), loop=0, optimize=True)
+    images = (
+        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+        for picture in pictures
+    )
+    next(images).save(
+        out, save_all=True, append_images=images, duration=round(1000 / fps), loop=0, optimize=True
+    )
 
 
-def _mp4(canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float) -> None:
+def _mp4(
+    canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float
+) -> None:
     height, width, _ = canvas(frames[0]).shape
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # which yuv420p, that browsers play, needs
-    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", str(fps), "-i", "-", "-vf", even, "-pix_fmt", "yuv420p", str(out)]
+    command = [
+        "ffmpeg",
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(fps),
+        "-i",
+        "-",
+        "-vf",
+        even,
+        "-pix_fmt",
+        "yuv420p",
+        str(out),
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as encoder:
         assert encoder.stdin
         for picture in pictures:

@@ -1,30 +1,35 @@
 """Replay that lives on the device: uniform, n-step, prioritised, and windows of trajectories.
 
-A buffer is a description (sizes, the shape of a row); what is stored is a pytree that its pure functions
-take and return, so that all of it works under `jit`, `scan` and `vmap`, with the state donated:
+A buffer is a description (sizes, the shape of a row); what is stored is a pytree that its pure
+functions take and return, so that all of it works under `jit`, `scan` and `vmap`, with the state
+donated:
 
     buffer = rlzoo.replay.Uniform(10_000, example, num_envs=8, n_step=3)
     state = buffer.init()
-    state = buffer.add(state, transitions, t)              # every leaf [num_envs, ...]; t = 0, 1, 2, ...
+    # every leaf [num_envs, ...]; t = 0, 1, 2, ...
+    state = buffer.add(state, transitions, t)
     sample = buffer.sample(state, key, 128, discount)      # Sample(batch, discount, index, weight)
     target = sample.batch.reward + sample.discount * (1 - sample.batch.terminated) * next_value
 
-That target is right for every buffer and every `n_step`. Rows are kept in a ring: the call `add(..., t)`
-writes the *block* of `num_envs` rows from `t % (capacity // num_envs) * num_envs` on, so environment e owns
-rows e, e + num_envs, ... in the order of time; n-step returns and windows are read from rows stored once.
-The position comes from `t`, which all members share (`in_axes=None`), and not from the state: under vmap the
-write still compiles to one dynamic-update-slice per leaf, where a position per member becomes a scatter.
+That target is right for every buffer and every `n_step`. Rows are kept in a ring: the call
+`add(..., t)` writes the *block* of `num_envs` rows from `t % (capacity // num_envs) * num_envs` on,
+so environment e owns rows e, e + num_envs, ... in the order of time; n-step returns and windows are
+read from rows stored once. The position comes from `t`, which all members share (`in_axes=None`),
+and not from the state: under vmap the write still compiles to one dynamic-update-slice per leaf,
+where a position per member becomes a scatter.
 
-`Prioritised` and `Trajectory` draw from a tree of sums (see `_find`): a draw reads O(log capacity) nodes, and
-a parent is always the fresh sum of its children, so errors do not accumulate. Microseconds inside a compiled
-scan on 2 CPU cores, batch 128, capacity 10,000 (in brackets 1,000,000): uniform 6 (20); 3-step 10 (30);
-prioritised 10 (30-60), its update 4 (6); windows of 16 steps 30 (150); any add 1-3 (1-3). For 8 members, all
-together, capacity 10,000: uniform 50, 3-step 70, prioritised 150, its update 40, windows 160-260, add 1-4.
-Beware bfloat16 leaves on CPU, where XLA converts the whole array at every write (100-200 at a million rows).
+`Prioritised` and `Trajectory` draw from a tree of sums (see `_find`): a draw reads O(log capacity)
+nodes, and a parent is always the fresh sum of its children, so errors do not accumulate.
+Microseconds inside a compiled scan on 2 CPU cores, batch 128, capacity 10,000 (in brackets
+1,000,000): uniform 6 (20); 3-step 10 (30); prioritised 10 (30-60), its update 4 (6); windows of 16
+steps 30 (150); any add 1-3 (1-3). For 8 members, all together, capacity 10,000: uniform 50, 3-step
+70, prioritised 150, its update 40, windows 160-260, add 1-4. Beware bfloat16 leaves on CPU, where
+XLA converts the whole array at every write (100-200 at a million rows).
 
-A draw from a buffer in which nothing can be drawn is not an error (sizes are not known inside a compiled
-program): it returns row 0, all zeros. Guard it with `t`: after the call of `add` with index t there are
-`min(t + 1, capacity // num_envs) * num_envs` rows, less `(n_step - 1) * num_envs` starts.
+A draw from a buffer in which nothing can be drawn is not an error (sizes are not known inside a
+compiled program): it returns row 0, all zeros. Guard it with `t`: after the call of `add` with
+index t there are `min(t + 1, capacity // num_envs) * num_envs` rows, less `(n_step - 1) * num_envs`
+starts.
 """
 
 import dataclasses
@@ -40,7 +45,9 @@ from rlzoo.algorithm import Refused
 
 Array = jax.Array
 Levels = tuple[Array, ...]  # a tree of sums: leaves first, at most FANOUT nodes last
-FANOUT = 8  # fastest of 4, 8, 16, 32, 128 on CPU: a cumsum over wide nodes costs more than more levels
+FANOUT = (
+    8  # fastest of 4, 8, 16, 32, 128 on CPU: a cumsum over wide nodes costs more than more levels
+)
 
 
 @struct.dataclass
@@ -63,14 +70,18 @@ class TrajectoryState(ReplayState):
 
 
 class Sample(NamedTuple):
-    """What `sample` returns: n rows drawn with replacement, the same for every buffer and every n_step.
+    """What `sample` returns: n rows drawn with replacement, the same for every buffer and every
+    n_step.
 
-    With n_step > 1, `batch.reward` is the discounted sum of up to n_step rewards, cut after the first
-    row that ends an episode, and `batch.next_obs`, `terminated`, `truncated` are those of the last row used.
+    With n_step > 1, `batch.reward` is the discounted sum of up to n_step rewards, cut after the
+    first row that ends an episode, and `batch.next_obs`, `terminated`, `truncated` are those of the
+    last row used.
     """
 
     batch: Any  # rows: every leaf [n, ...]
-    discount: Array  # float32 [n]: discount ** k, k = number of rewards summed; mask it with `terminated`
+    discount: (
+        Array  # float32 [n]: discount ** k, k = number of rewards summed; mask it with `terminated`
+    )
     index: Array  # type: ignore[assignment]  # int32 [n]: where each row is stored, for `Prioritised.update`
     weight: Array  # float32 [n]: importance weights in (0, 1]; 1 where drawn uniformly
 
@@ -79,7 +90,8 @@ State = TypeVar("State", bound=ReplayState)
 
 
 class _Ring:
-    """What the buffers share: the ring of blocks and its checks. `span`: steps that one draw reads."""
+    """What the buffers share: the ring of blocks and its checks. `span`: steps that one draw
+    reads."""
 
     def __init__(self, capacity: int, example: Any, num_envs: int, span: int, span_name: str):
         for name, value in (("capacity", capacity), ("num_envs", num_envs), (span_name, span)):
@@ -88,15 +100,21 @@ class _Ring:
         if capacity >= 2**30:
             raise Refused(f"capacity={capacity}: must be below 2**30, rows are counted in int32")
         if capacity < num_envs:
-            raise Refused(f"capacity={capacity} is less than num_envs={num_envs}: one add would not fit; "
-                             f"capacity must be a multiple of num_envs")
+            raise Refused(
+                f"capacity={capacity} is less than num_envs={num_envs}: one add would not fit; "
+                f"capacity must be a multiple of num_envs"
+            )
         if capacity % num_envs:
             below = capacity // num_envs * num_envs
-            raise Refused(f"capacity={capacity} is not a multiple of num_envs={num_envs}: "
-                             f"the nearest are {below} and {below + num_envs}")
+            raise Refused(
+                f"capacity={capacity} is not a multiple of num_envs={num_envs}: "
+                f"the nearest are {below} and {below + num_envs}"
+            )
         if span * num_envs > capacity:
-            raise Refused(f"{span_name}={span} with num_envs={num_envs} needs {span * num_envs} rows, "
-                             f"but capacity={capacity}: at most {span_name}={capacity // num_envs}")
+            raise Refused(
+                f"{span_name}={span} with num_envs={num_envs} needs {span * num_envs} rows, "
+                f"but capacity={capacity}: at most {span_name}={capacity // num_envs}"
+            )
         if not jax.tree.leaves(example):
             raise Refused(f"example={example!r} has no leaves: give one row, a pytree of arrays")
         self.capacity, self.num_envs, self.span = capacity, num_envs, span
@@ -127,33 +145,44 @@ class _Ring:
         leaves = jax.tree_util.tree_leaves_with_path(batch)
         for (path, leaf), row in zip(leaves, jax.tree.leaves(self.row), strict=True):
             if leaf.shape != (self.num_envs, *row.shape) or leaf.dtype != row.dtype:
-                raise Refused(f"add: batch{jax.tree_util.keystr(path)} is {leaf.dtype}{list(leaf.shape)}, "
-                                 f"must be {row.dtype}{[self.num_envs, *row.shape]} ([num_envs, *example])")
+                raise Refused(
+                    f"add: batch{jax.tree_util.keystr(path)} is {leaf.dtype}{list(leaf.shape)}, "
+                    f"must be {row.dtype}{[self.num_envs, *row.shape]} ([num_envs, *example])"
+                )
         start, last = self._start(t), self.capacity // self.num_envs - 1
         write = lambda stored, new: lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
         size = (jnp.minimum(jnp.asarray(t, jnp.int32), last) + 1) * self.num_envs
         pos = (start + self.num_envs) % self.capacity
-        return dataclasses.replace(state, data=jax.tree.map(write, state.data, batch), size=size, pos=pos)
+        return dataclasses.replace(
+            state, data=jax.tree.map(write, state.data, batch), size=size, pos=pos
+        )
 
     def _open(self, tree: Levels, t: Array | int, weight: Array) -> Levels:
-        """The tree after call t: its rows start no draw yet, those `span - 1` calls older now do."""
+        """The tree after call t: its rows start no draw yet, those `span - 1` calls older now
+        do."""
         ready = self._start(jnp.asarray(t, jnp.int32) - (self.span - 1))
         if self.span == 1:
             return _write(tree, (ready,), (weight,))
         return _write(tree, (self._start(t), ready), (jnp.zeros_like(weight), weight))
 
     def _starts(self, state: ReplayState) -> tuple[Array, Array]:
-        """Where draws may start: the oldest row, and how many rows from there on have `span` rows to read."""
-        return (state.pos - state.size) % self.capacity, state.size - (self.span - 1) * self.num_envs
+        """Where draws may start: the oldest row, and how many rows from there on have `span` rows
+        to read."""
+        return (state.pos - state.size) % self.capacity, state.size - (
+            self.span - 1
+        ) * self.num_envs
 
     def _following(self, index: Array) -> Array:
-        """[n] rows -> [n, span] rows: each with those of the same environment that follow in time."""
+        """[n] rows -> [n, span] rows: each with those of the same environment that follow in
+        time."""
         return (index[:, None] + self.num_envs * jnp.arange(self.span)) % self.capacity
 
     def _check(self, n: int) -> None:
         if not 1 <= n <= self.capacity:
-            raise Refused(f"sample: batch n={n} with capacity={self.capacity}: must be from 1 to capacity "
-                             f"(a replay smaller than its batch repeats rows in every batch)")
+            raise Refused(
+                f"sample: batch n={n} with capacity={self.capacity}: must be from 1 to capacity "
+                f"(a replay smaller than its batch repeats rows in every batch)"
+            )
 
 
 class _Transitions(_Ring):
@@ -162,13 +191,21 @@ class _Transitions(_Ring):
     def __init__(self, capacity: int, example: Any, num_envs: int, n_step: int):
         super().__init__(capacity, example, num_envs, n_step, "n_step")
         if n_step > 1:
-            _require(self.row, ("reward", "next_obs", "terminated", "truncated"), f"n_step={n_step}")
+            _require(
+                self.row, ("reward", "next_obs", "terminated", "truncated"), f"n_step={n_step}"
+            )
             if not jnp.issubdtype(self.row.reward.dtype, jnp.floating):
-                raise Refused(f"n_step={n_step}: reward is {self.row.reward.dtype}, must be a float type")
+                raise Refused(
+                    f"n_step={n_step}: reward is {self.row.reward.dtype}, must be a float type"
+                )
 
-    def _read(self, state: ReplayState, index: Array, discount: Array | float, weight: Array) -> Sample:
+    def _read(
+        self, state: ReplayState, index: Array, discount: Array | float, weight: Array
+    ) -> Sample:
         batch = _take(state.data, index)
-        powers = jnp.cumprod(jnp.full(self.span, discount, jnp.float32))  # powers[k - 1] = discount ** k
+        powers = jnp.cumprod(
+            jnp.full(self.span, discount, jnp.float32)
+        )  # powers[k - 1] = discount ** k
         if self.span == 1:
             return Sample(batch, jnp.broadcast_to(powers, index.shape), index, weight)
         rows = self._following(index)
@@ -181,8 +218,12 @@ class _Transitions(_Ring):
         factor = factor.reshape(factor.shape + (1,) * (reward.ndim - 2))
         total = (factor * reward.astype(jnp.float32)).sum(axis=1).astype(reward.dtype)
         final = jnp.take_along_axis(rows, last[:, None], axis=1)[:, 0]
-        next_obs, terminated, truncated = _take((data.next_obs, data.terminated, data.truncated), final)
-        batch = batch._replace(reward=total, next_obs=next_obs, terminated=terminated, truncated=truncated)
+        next_obs, terminated, truncated = _take(
+            (data.next_obs, data.terminated, data.truncated), final
+        )
+        batch = batch._replace(
+            reward=total, next_obs=next_obs, terminated=terminated, truncated=truncated
+        )
         return Sample(batch, powers[last], index, weight)
 
 
@@ -193,11 +234,13 @@ class Uniform(_Transitions):
       capacity: rows (transitions) kept; a multiple of `num_envs`.
       example: one row: a pytree of arrays, `ShapeDtypeStruct`s or scalars, without a leading axis.
       num_envs: rows that one `add` writes, one per environment, always in the same order.
-      n_step: rewards summed per draw. More than 1 needs a NamedTuple with the fields reward (float),
-        next_obs, terminated and truncated. Only rows from which n_step rows are stored are starts: those of
-        the last n_step - 1 calls wait, even where an episode has ended, and no return crosses the write head.
+      n_step: rewards summed per draw. More than 1 needs a NamedTuple with the fields reward
+        (float), next_obs, terminated and truncated. Only rows from which n_step rows are stored are
+        starts: those of the last n_step - 1 calls wait, even where an episode has ended, and no
+        return crosses the write head.
 
-    Raises `Refused` (a ValueError), here and at trace time, for sizes, shapes and dtypes that do not fit.
+    Raises `Refused` (a ValueError), here and at trace time, for sizes, shapes and dtypes that do
+    not fit.
     """
 
     def __init__(self, capacity: int, example: Any, num_envs: int = 1, n_step: int = 1):
@@ -208,7 +251,8 @@ class Uniform(_Transitions):
         return ReplayState(**self._init())
 
     def add(self, state: ReplayState, batch: Any, t: Array | int) -> ReplayState:
-        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by call."""
+        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by
+        call."""
         return self._add(state, batch, t)
 
     def sample(self, state: ReplayState, key: Array, n: int, discount: Array | float) -> Sample:
@@ -220,15 +264,21 @@ class Uniform(_Transitions):
 
 
 class Prioritised(_Transitions):
-    """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, section 3.3).
+    """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952,
+    section 3.3).
 
-    Row i is drawn with P(i) = p_i ** alpha / sum_j p_j ** alpha. New rows get the largest priority so far.
-    Arguments as for `Uniform`, and
+    Row i is drawn with P(i) = p_i ** alpha / sum_j p_j ** alpha. New rows get the largest priority
+    so far. Arguments as for `Uniform`, and
       alpha: 0 (uniform) to 1 (proportional); may be traced.
     """
 
     def __init__(
-        self, capacity: int, example: Any, num_envs: int = 1, n_step: int = 1, alpha: Array | float = 0.6
+        self,
+        capacity: int,
+        example: Any,
+        num_envs: int = 1,
+        n_step: int = 1,
+        alpha: Array | float = 0.6,
     ):
         super().__init__(capacity, example, num_envs, n_step)
         if not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
@@ -242,14 +292,20 @@ class Prioritised(_Transitions):
         )
 
     def add(self, state: PrioritisedState, batch: Any, t: Array | int) -> PrioritisedState:
-        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by call."""
+        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by
+        call."""
         state = self._add(state, batch, t)
         weight = jnp.where(jnp.asarray(t) >= self.span - 1, state.max_priority, 0)
         tree = self._open(state.tree, t, jnp.broadcast_to(weight, (self.num_envs,)))
         return dataclasses.replace(state, tree=tree)
 
     def sample(
-        self, state: PrioritisedState, key: Array, n: int, discount: Array | float, beta: Array | float
+        self,
+        state: PrioritisedState,
+        key: Array,
+        n: int,
+        discount: Array | float,
+        beta: Array | float,
     ) -> Sample:
         """Draw n starts, one from each of n equal segments of the summed priorities.
 
@@ -259,21 +315,26 @@ class Prioritised(_Transitions):
         width = state.tree[-1].sum() / n
         index = _find(state.tree, jnp.arange(n) * width, jax.random.uniform(key, (n,)) * width)
         leaf = jnp.maximum(_take(state.tree[0], index), jnp.finfo(jnp.float32).tiny)
-        weight = (leaf.min() / leaf) ** beta  # N and the sum of priorities cancel against the maximum
+        weight = (
+            leaf.min() / leaf
+        ) ** beta  # N and the sum of priorities cancel against the maximum
         return self._read(state, index, discount, weight)
 
     def update(self, state: PrioritisedState, index: Array, priority: Array) -> PrioritisedState:
         """Set the priorities [n] of rows `index` [n], as `Sample.index` gave them.
 
-        Where a row occurs twice, the larger priority counts. Add a small constant to errors that may be 0:
-        a priority that is 0, negative or not finite is taken as 0, and that row is not drawn.
+        Where a row occurs twice, the larger priority counts. Add a small constant to errors that
+        may be 0: a priority that is 0, negative or not finite is taken as 0, and that row is not
+        drawn.
         """
         if index.shape != priority.shape or index.ndim != 1:
             shapes = f"index has shape {index.shape} and priority {priority.shape}"
             raise Refused(f"update: {shapes}: must both be [n]")
         priority = priority.astype(jnp.float32)
         priority = jnp.where((priority > 0) & jnp.isfinite(priority), priority**self.alpha, 0)
-        oldest, starts = self._starts(state)  # rows written after the draw may not be starts any more
+        oldest, starts = self._starts(
+            state
+        )  # rows written after the draw may not be starts any more
         priority = jnp.where((index - oldest) % self.capacity < starts, priority, 0)
         return dataclasses.replace(
             state,
@@ -285,8 +346,8 @@ class Prioritised(_Transitions):
 class Trajectory(_Ring):
     """Windows of `length` consecutive steps of one environment.
 
-    No window crosses the end of an episode (which may be its last row) nor the write head; all others
-    are equally likely. Arguments as for `Uniform`, and
+    No window crosses the end of an episode (which may be its last row) nor the write head; all
+    others are equally likely. Arguments as for `Uniform`, and
       example: needs the fields terminated and truncated.
       length: steps per window; at most capacity // num_envs.
     """
@@ -301,7 +362,8 @@ class Trajectory(_Ring):
         return TrajectoryState(**self._init(), tree=tree, run=run)
 
     def add(self, state: TrajectoryState, batch: Any, t: Array | int) -> TrajectoryState:
-        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by call."""
+        """Write `batch` (every leaf [num_envs, ...]) over the oldest rows; t: 0, 1, 2, ... by
+        call."""
         state = self._add(state, batch, t)
         run = state.run + 1
         tree = self._open(state.tree, t, (run >= self.span).astype(jnp.int32))
@@ -309,7 +371,8 @@ class Trajectory(_Ring):
         return dataclasses.replace(state, tree=tree, run=run)
 
     def num_windows(self, state: TrajectoryState) -> Array:
-        """How many windows there are, int32 []; while it is 0, `sample` returns rows without meaning."""
+        """How many windows there are, int32 []; while it is 0, `sample` returns rows without
+        meaning."""
         return state.tree[-1].sum()
 
     def sample(self, state: TrajectoryState, key: Array, n: int) -> Any:
@@ -322,19 +385,24 @@ class Trajectory(_Ring):
 def _require(row: Any, fields: tuple[str, ...], who: str) -> None:
     have = getattr(row, "_fields", ())
     if missing := [field for field in fields if field not in have]:
-        raise Refused(f"{who} needs a NamedTuple row with the fields {', '.join(fields)}: "
-                         f"the example has no {', '.join(missing)}")
+        raise Refused(
+            f"{who} needs a NamedTuple row with the fields {', '.join(fields)}: "
+            f"the example has no {', '.join(missing)}"
+        )
     for field in ("terminated", "truncated"):
         leaf = getattr(row, field)
         if leaf.shape != () or leaf.dtype != bool:
-            raise Refused(f"{who}: {field} is {leaf.dtype}{list(leaf.shape)} per row, must be one bool")
+            raise Refused(
+                f"{who}: {field} is {leaf.dtype}{list(leaf.shape)} per row, must be one bool"
+            )
 
 
 def _take(data: Any, index: Array) -> Any:
     return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
 
 
-# A tree of sums: node j of one level is the sum of the FANOUT nodes from j * FANOUT on in the level below.
+# A tree of sums: node j of one level is the sum of the FANOUT nodes from j * FANOUT on in the level
+# below.
 
 
 def _zeros(leaves: int, dtype: Any) -> Levels:
@@ -345,36 +413,46 @@ def _zeros(leaves: int, dtype: Any) -> Levels:
 
 
 def _write(tree: Levels, starts: tuple[Array, ...], blocks: tuple[Array, ...]) -> Levels:
-    """Write each block of leaves at its start, as `_Ring._add` writes rows: no scatter under vmap."""
+    """Write each block of leaves at its start, as `_Ring._add` writes rows: no scatter under
+    vmap."""
     level, size = tree[0], len(blocks[0])
     for start, block in zip(starts, blocks, strict=True):
         level = lax.dynamic_update_slice(level, block, (start,))
     levels = [level]
     for level in tree[1:]:
-        size = min((size + FANOUT - 2) // FANOUT + 1, len(level))  # parents that `size` neighbours can have
+        size = min(
+            (size + FANOUT - 2) // FANOUT + 1, len(level)
+        )  # parents that `size` neighbours can have
         starts = tuple(jnp.minimum(start // FANOUT, len(level) - size) for start in starts)
         for start in starts:
             children = lax.dynamic_slice(levels[-1], (start * FANOUT,), (size * FANOUT,))
-            level = lax.dynamic_update_slice(level, children.reshape(size, FANOUT).sum(axis=1), (start,))
+            level = lax.dynamic_update_slice(
+                level, children.reshape(size, FANOUT).sum(axis=1), (start,)
+            )
         levels.append(level)
     return tuple(levels)
 
 
 def _set(tree: Levels, index: Array, values: Array) -> Levels:
-    """Set the leaves `index` [n]. Scatters are unordered: every duplicate must end in the same number."""
+    """Set the leaves `index` [n]. Scatters are unordered: every duplicate must end in the same
+    number."""
     levels = [tree[0].at[index].set(0).at[index].max(values)]
     for parents in tree[1:]:
         index = index // FANOUT
-        levels.append(parents.at[index].set(_take(levels[-1].reshape(-1, FANOUT), index).sum(axis=1)))
+        levels.append(
+            parents.at[index].set(_take(levels[-1].reshape(-1, FANOUT), index).sum(axis=1))
+        )
     return tuple(levels)
 
 
 def _find(tree: Levels, base: Array, offset: Array) -> Array:
-    """Leaves [n] in whose part of the running sum the points base + offset [n] lie; never one that holds 0.
+    """Leaves [n] in whose part of the running sum the points base + offset [n] lie; never one that
+    holds 0.
 
-    Descends into the last positive child that begins at or before the point. Rounding can thus move a point
-    to a neighbour but not to an empty child (flashbax#52), and a positive node has a positive child.
-    Splitting the point lets float32 resolve single rows among millions: `offset` stays small.
+    Descends into the last positive child that begins at or before the point. Rounding can thus move
+    a point to a neighbour but not to an empty child (flashbax#52), and a positive node has a
+    positive child. Splitting the point lets float32 resolve single rows among millions: `offset`
+    stays small.
     """
     node = jnp.zeros(offset.shape, jnp.int32)
     for level in reversed(tree):

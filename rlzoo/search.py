@@ -1,15 +1,20 @@
-"""Best-first search on the device: an open list and a closed set of fixed capacity in one compiled loop.
+"""Best-first search on the device: an open list and a closed set of fixed capacity in one compiled
+loop.
 
-`Solver` runs a search whose expansion is given by an algorithm file (`algorithms/qstar.py`, `algorithms/astar.py`).
-Each iteration takes the `batch` best entries from the open list and hands them to the expansion. The search ends when
-no entry is better than `weight` times the cheapest goal found, which bounds what that goal costs too much:
-`weight * cost <= C*` where the heuristic never overestimates.
+`Solver` runs a search whose expansion is given by an algorithm file (`algorithms/qstar.py`,
+`algorithms/astar.py`). Each iteration takes the `batch` best entries from the open list and hands
+them to the expansion. The search ends when no entry is better than `weight` times the cheapest goal
+found, which bounds what that goal costs too much: `weight * cost <= C*` where the heuristic never
+overestimates.
 
 * Priorities and costs are float32; entries of equal priority leave in the order in which they came.
-* A state is in the closed set once: equality is of whole states, never of fingerprints. Of equal states in one batch
+* A state is in the closed set once: equality is of whole states, never of fingerprints. Of equal
+states in one batch
   the cheapest wins, among equally cheap ones the first.
-* A cheaper path to a known state makes a new node and retires the old one, so that paths never change afterwards.
-* Nothing overflows in silence. A full closed set ends the search; a full open list drops its worse half, and the
+* A cheaper path to a known state makes a new node and retires the old one, so that paths never
+change afterwards.
+* Nothing overflows in silence. A full closed set ends the search; a full open list drops its worse
+half, and the
   smallest priority dropped enters the lower bound.
 """
 
@@ -39,7 +44,7 @@ SOLVED, EXHAUSTED, NODE_LIMIT, TABLE_FULL, DROPPED = STATUSES = (
 )
 
 
-# ---- states as words ------------------------------------------------------------------------------------------
+# ---- states as words -----------------------------------------------------------------------------
 
 
 def _layout(size: int, values: int) -> tuple[int, int, int]:
@@ -60,7 +65,9 @@ def pack(states: jax.Array, values: int) -> jax.Array:
 def unpack(words: jax.Array, size: int, values: int) -> jax.Array:
     """The inverse of `pack`."""
     bits, per_word, _ = _layout(size, values)
-    parts = words[..., None] >> (bits * jnp.arange(per_word, dtype=jnp.uint32)) & np.uint32(2**bits - 1)
+    parts = words[..., None] >> (bits * jnp.arange(per_word, dtype=jnp.uint32)) & np.uint32(
+        2**bits - 1
+    )
     return parts.reshape(*words.shape[:-1], -1)[..., :size].astype(jnp.uint8)
 
 
@@ -74,7 +81,7 @@ def _hash(words: jax.Array) -> tuple[jax.Array, jax.Array]:
     return h, (h * np.uint32(0x27D4EB2F) >> 7) | np.uint32(1)
 
 
-# ---- counting beyond 32 bits ----------------------------------------------------------------------------------
+# ---- counting beyond 32 bits ---------------------------------------------------------------------
 
 
 class Count(NamedTuple):
@@ -97,7 +104,7 @@ class Count(NamedTuple):
         return int(self.low) + (int(self.high) << 32)
 
 
-# ---- open list ------------------------------------------------------------------------------------------------
+# ---- open list -----------------------------------------------------------------------------------
 
 
 class Open(NamedTuple):
@@ -125,31 +132,48 @@ class Entries(NamedTuple):
 
 
 def empty_open(capacity: int) -> Open:
-    return Open(jnp.full(capacity, jnp.inf), jnp.zeros(capacity, jnp.int32), jnp.zeros(capacity, jnp.int16),
-                jnp.int32(0), Count.of(0), Count.of(0), jnp.float32(jnp.inf))
+    return Open(
+        jnp.full(capacity, jnp.inf),
+        jnp.zeros(capacity, jnp.int32),
+        jnp.zeros(capacity, jnp.int16),
+        jnp.int32(0),
+        Count.of(0),
+        Count.of(0),
+        jnp.float32(jnp.inf),
+    )
 
 
 def push(open_: Open, entries: Entries) -> Open:
-    """Append the valid ones of `entries` [n], in their order. The caller sees to it that there is room."""
+    """Append the valid ones of `entries` [n], in their order. The caller sees to it that there is
+    room."""
     place = _places(entries.valid, open_.size, len(open_.priority))
     count = entries.valid.sum()
     return open_._replace(
         priority=open_.priority.at[place].set(entries.priority, mode="drop"),
         node=open_.node.at[place].set(entries.node, mode="drop"),
         action=open_.action.at[place].set(entries.action.astype(jnp.int16), mode="drop"),
-        size=open_.size + count, pushed=open_.pushed.plus(count))
+        size=open_.size + count,
+        pushed=open_.pushed.plus(count),
+    )
 
 
 def pop(open_: Open, count: int) -> tuple[Open, Entries]:
     """Take the `count` entries of lowest priority, sorted; first come, first served among equals.
 
-    A single one comes with a second, invalid row: XLA copies whole arrays where a scatter has one row.
+    A single one comes with a second, invalid row: XLA copies whole arrays where a scatter has one
+    row.
     """
     capacity = len(open_.priority)
-    prefixes = [min(capacity, max(count, 4096) << 2 * i)
-                for i in range(1 + max(0, math.ceil(math.log(capacity / max(count, 4096), 4))))]
+    prefixes = [
+        min(capacity, max(count, 4096) << 2 * i)
+        for i in range(1 + max(0, math.ceil(math.log(capacity / max(count, 4096), 4))))
+    ]
     best = lambda prefix: lambda priority: jax.lax.top_k(-priority[:prefix], count)
-    which = sum((open_.size > prefix).astype(jnp.int32) for prefix in prefixes[:-1]) if prefixes[1:] else 0
+    which = (
+        sum((open_.size > prefix).astype(jnp.int32) for prefix in prefixes[:-1])
+        if prefixes[1:]
+        else 0
+    )
     negated, place = jax.lax.switch(which, [best(prefix) for prefix in prefixes], open_.priority)
     if count == 1:
         negated, place = jnp.append(negated, -jnp.inf), jnp.append(place, capacity)
@@ -159,7 +183,8 @@ def pop(open_: Open, count: int) -> tuple[Open, Entries]:
 
 
 def tidy(open_: Open, room: int) -> Open:
-    """Close the holes; if there is still no room for `room` more entries, drop the worse ones of all."""
+    """Close the holes; if there is still no room for `room` more entries, drop the worse ones of
+    all."""
     capacity = len(open_.priority)
     live = jnp.isfinite(open_.priority)
     kept = jnp.minimum(live.sum(), capacity // 2)
@@ -173,17 +198,24 @@ def tidy(open_: Open, room: int) -> Open:
     place = _places(keep, jnp.int32(0), capacity)
     move = lambda x, fill: jnp.full_like(x, fill).at[place].set(x, mode="drop")
     return open_._replace(
-        priority=move(open_.priority, jnp.inf), node=move(open_.node, 0), action=move(open_.action, 0), size=keep.sum(),
+        priority=move(open_.priority, jnp.inf),
+        node=move(open_.node, 0),
+        action=move(open_.action, 0),
+        size=keep.sum(),
         dropped=open_.dropped.plus(lost.sum()),
-        least_dropped=jnp.minimum(open_.least_dropped, jnp.where(lost, open_.priority, jnp.inf).min()))
+        least_dropped=jnp.minimum(
+            open_.least_dropped, jnp.where(lost, open_.priority, jnp.inf).min()
+        ),
+    )
 
 
 def _places(chosen: jax.Array, start: jax.Array, nowhere: int) -> jax.Array:
-    """Consecutive places from `start` for the chosen rows, `nowhere` (out of bounds) for the others."""
+    """Consecutive places from `start` for the chosen rows, `nowhere` (out of bounds) for the
+    others."""
     return jnp.where(chosen, start + jnp.cumsum(chosen, dtype=jnp.int32) - 1, nowhere)
 
 
-# ---- closed set -----------------------------------------------------------------------------------------------
+# ---- closed set ----------------------------------------------------------------------------------
 
 
 class Closed(NamedTuple):
@@ -192,7 +224,8 @@ class Closed(NamedTuple):
     state: jax.Array
     """uint32 [nodes, words]"""
     cost: jax.Array
-    """float32 [nodes] from the start; inf beyond `size`; of a retired node the cost of the cheaper path"""
+    """float32 [nodes] from the start; inf beyond `size`; of a retired node the cost of the cheaper
+    path"""
     parent: jax.Array
     action: jax.Array
     """int16 [nodes] that led from the parent here"""
@@ -207,19 +240,35 @@ class Closed(NamedTuple):
 
 def empty_closed(nodes: int, words: int) -> Closed:
     slots = 2 << (nodes - 1).bit_length()
-    return Closed(jnp.zeros((nodes, words), jnp.uint32), jnp.full(nodes, jnp.inf), jnp.full(nodes, -1, jnp.int32),
-                  jnp.full(nodes, -1, jnp.int16), jnp.ones(nodes, bool), jnp.int32(0), jnp.full(slots, -1, jnp.int32),
-                  jnp.full(slots, FREE, jnp.int32))
+    return Closed(
+        jnp.zeros((nodes, words), jnp.uint32),
+        jnp.full(nodes, jnp.inf),
+        jnp.full(nodes, -1, jnp.int32),
+        jnp.full(nodes, -1, jnp.int16),
+        jnp.ones(nodes, bool),
+        jnp.int32(0),
+        jnp.full(slots, -1, jnp.int32),
+        jnp.full(slots, FREE, jnp.int32),
+    )
 
 
-def insert(closed: Closed, state: jax.Array, cost: jax.Array, parent: jax.Array, action: jax.Array,
-           valid: jax.Array) -> tuple[Closed, jax.Array, jax.Array]:
-    """Put the valid ones of n candidates into the closed set; those accepted are new states, or cheaper than before.
+def insert(
+    closed: Closed,
+    state: jax.Array,
+    cost: jax.Array,
+    parent: jax.Array,
+    action: jax.Array,
+    valid: jax.Array,
+) -> tuple[Closed, jax.Array, jax.Array]:
+    """Put the valid ones of n candidates into the closed set; those accepted are new states, or
+    cheaper than before.
 
     Args:
-      state: uint32 [n, words]; cost, parent, action, valid: [n]. The caller sees to it that there is room for n more.
+      state: uint32 [n, words]; cost, parent, action, valid: [n]. The caller sees to it that there
+      is room for n more.
 
-    Returns: the set, the node of each candidate [n], and which were accepted, bool [n]: of equal states one at most.
+    Returns: the set, the node of each candidate [n], and which were accepted, bool [n]: of equal
+    states one at most.
     """
     nodes, slots = len(closed.cost), len(closed.table)
     home, stride = _hash(state)
@@ -231,17 +280,31 @@ def insert(closed: Closed, state: jax.Array, cost: jax.Array, parent: jax.Array,
         same = pending & taken & (store[held] == state).all(-1)
         asking = pending & ~taken
         claim, first_of = _first(claim, slot, asking)
-        wins = asking & first_of & ~same  # (nothing is both; this orders reading the store before writing to it)
+        wins = (
+            asking & first_of & ~same
+        )  # (nothing is both; this orders reading the store before writing to it)
         new = _places(wins, size, nodes)
         table = table.at[jnp.where(wins, slot, slots)].set(new, mode="drop")
         store = store.at[new].set(state, mode="drop")
         node = jnp.where(wins, new, jnp.where(same, held, node))
-        slot = jnp.where(pending & taken & ~same, (slot + stride) % slots, slot)  # losers look again at the same slot
+        slot = jnp.where(
+            pending & taken & ~same, (slot + stride) % slots, slot
+        )  # losers look again at the same slot
         return store, table, claim, size + wins.sum(), slot, node, pending & ~same & ~wins
 
     store, table, claim, size, slot, node, _ = jax.lax.while_loop(
-        lambda carry: carry[-1].any(), probe,
-        (closed.state, closed.table, closed.claim, closed.size, home % slots, jnp.zeros(len(cost), jnp.int32), valid))
+        lambda carry: carry[-1].any(),
+        probe,
+        (
+            closed.state,
+            closed.table,
+            closed.claim,
+            closed.size,
+            home % slots,
+            jnp.zeros(len(cost), jnp.int32),
+            valid,
+        ),
+    )
 
     better = valid & (cost < closed.cost[node])
     target = jnp.where(better, node, nodes)
@@ -257,24 +320,37 @@ def insert(closed: Closed, state: jax.Array, cost: jax.Array, parent: jax.Array,
     store = store.at[new].set(state, mode="drop")
     node = jnp.where(again, new, node)
     at = jnp.where(accepted, node, nodes)
-    return Closed(
-        store, least.at[at].set(cost, mode="drop"), closed.parent.at[at].set(parent, mode="drop"),
-        closed.action.at[at].set(action.astype(jnp.int16), mode="drop"), current, size + again.sum(), table, claim,
-    ), node, accepted
+    return (
+        Closed(
+            store,
+            least.at[at].set(cost, mode="drop"),
+            closed.parent.at[at].set(parent, mode="drop"),
+            closed.action.at[at].set(action.astype(jnp.int16), mode="drop"),
+            current,
+            size + again.sum(),
+            table,
+            claim,
+        ),
+        node,
+        accepted,
+    )
 
 
 def _first(claim: jax.Array, place: jax.Array, asking: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Which of the rows that ask for a place is the first to do so, bool [n].
 
-    Written so that each write depends on the read before it: otherwise XLA copies the whole of `claim`.
+    Written so that each write depends on the read before it: otherwise XLA copies the whole of
+    `claim`.
     """
     rows, nowhere = jnp.arange(len(place), dtype=jnp.int32), len(claim)
     claim = claim.at[jnp.where(asking, place, nowhere)].min(rows, mode="drop")
     holder = claim[place]
-    return claim.at[jnp.where(asking & (holder < FREE), place, nowhere)].set(FREE, mode="drop"), holder == rows
+    return claim.at[jnp.where(asking & (holder < FREE), place, nowhere)].set(
+        FREE, mode="drop"
+    ), holder == rows
 
 
-# ---- the search -----------------------------------------------------------------------------------------------
+# ---- the search ----------------------------------------------------------------------------------
 
 
 class Search(NamedTuple):
@@ -300,41 +376,58 @@ def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) 
     cost = jnp.where(is_goal, cost, jnp.inf)
     best = cost.argmin()
     better = cost[best] < search.upper
-    return search._replace(goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper))
+    return search._replace(
+        goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper)
+    )
 
 
 def at(search: Search, puzzle: Any, entries: Entries) -> tuple[jax.Array, jax.Array]:
-    """The states of the entries' nodes, uint8 [n, size], and which are still worth a look: valid and not retired."""
+    """The states of the entries' nodes, uint8 [n, size], and which are still worth a look: valid
+    and not retired."""
     state = unpack(search.closed.state[entries.node], puzzle.size, puzzle.values)
     return state, entries.valid & search.closed.current[entries.node]
 
 
-def reach(search: Search, puzzle: Any, state: jax.Array, cost: jax.Array, parent: jax.Array, action: jax.Array,
-          valid: jax.Array) -> tuple[Search, jax.Array, jax.Array]:
+def reach(
+    search: Search,
+    puzzle: Any,
+    state: jax.Array,
+    cost: jax.Array,
+    parent: jax.Array,
+    action: jax.Array,
+    valid: jax.Array,
+) -> tuple[Search, jax.Array, jax.Array]:
     """`insert` states uint8 [n, size], and take note of the goals among those accepted.
 
     Returns: the search, the node of each [n], and which were accepted and are no goal, bool [n].
     """
-    closed, node, accepted = insert(search.closed, pack(state, puzzle.values), cost, parent, action, valid)
+    closed, node, accepted = insert(
+        search.closed, pack(state, puzzle.values), cost, parent, action, valid
+    )
     goal = accepted & puzzle.is_goal(state)
     return found(search._replace(closed=closed), node, cost, goal), node, accepted & ~goal
 
 
 def enough(search: Search, weight: jax.Array) -> jax.Array:
-    """The priority from which on no entry leads to a goal cheaper than the one found, or not by more than `weight` allows;
-    inf while none is found."""
+    """The priority from which on no entry leads to a goal cheaper than the one found, or not by
+    more than `weight` allows; inf while none is found."""
     return jnp.where(search.goal >= 0, weight * search.upper, jnp.inf)
 
 
 def evaluate(heuristic: Callable, states: jax.Array, wanted: jax.Array, rows: int) -> Any:
-    """`heuristic(states)` where wanted, in as few calls of `rows` states each as it takes; rubbish elsewhere.
+    """`heuristic(states)` where wanted, in as few calls of `rows` states each as it takes; rubbish
+    elsewhere.
 
     Args:
       states: uint8 [n, size]; wanted: bool [n].
     """
     count = len(states)
     place = _places(wanted, jnp.int32(0), count)
-    order = jnp.zeros(-(-count // rows) * rows, jnp.int32).at[place].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    order = (
+        jnp.zeros(-(-count // rows) * rows, jnp.int32)
+        .at[place]
+        .set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    )
     spec = jax.eval_shape(heuristic, states[:1])
     out = jnp.zeros((len(order), *spec.shape[1:]), spec.dtype)
 
@@ -372,33 +465,61 @@ class Solver:
 
     Args:
       puzzle: an `rlzoo.envs` puzzle.
-      expansion: `expansion(params, weight) -> parts`, called inside the trace. `parts` are (name, function) pairs; the
-        first is called with `(search, entries)`, each next one with what the one before returned, and the last one
-        returns the search.
+      expansion: `expansion(params, weight) -> parts`, called inside the trace. `parts` are (name,
+        function) pairs; the first is called with `(search, entries)`, each next one with what the
+        one before returned, and the last one returns the search.
       root_action: what the expansion wants in the entry of the start.
       room: how many nodes, and how many entries, the parts may add for each entry.
       batch: entries taken in one iteration.
       rows: entries handed to the parts at a time, a divisor of `batch`.
       max_nodes: capacity of the closed set.
       max_entries: capacity of the open list.
-      naive: end at the first goal, as others do. It is not sure to be the cheapest, whatever the heuristic.
+      naive: end at the first goal, as others do. It is not sure to be the cheapest, whatever the
+      heuristic.
     """
 
-    def __init__(self, puzzle: Any, expansion: Callable, *, root_action: int, room: tuple[int, int], batch: int,
-                 rows: int | None = None, max_nodes: int, max_entries: int, naive: bool = False):
+    def __init__(
+        self,
+        puzzle: Any,
+        expansion: Callable,
+        *,
+        root_action: int,
+        room: tuple[int, int],
+        batch: int,
+        rows: int | None = None,
+        max_nodes: int,
+        max_entries: int,
+        naive: bool = False,
+    ):
         rows = rows or batch
         if batch < 1 or batch % rows:
-            raise Refused(f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of {rows}")
+            raise Refused(
+                f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of {rows}"
+            )
         self.room_nodes, self.room_entries = room[0] * max(batch, 2), room[1] * max(batch, 2)
         if max_nodes <= self.room_nodes:
-            raise Refused(f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make {self.room_nodes:_}: "
-                          "allow more nodes (--node-limit), or take smaller batches (--batch)")
+            raise Refused(
+                f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make {self.room_nodes:_}: "
+                "allow more nodes (--node-limit), or take smaller batches (--batch)"
+            )
         if max_entries < 2 * self.room_entries:
-            raise Refused(f"there is room for {max_entries:_} entries of the open list; one batch of {batch:_} may add "
-                          f"{self.room_entries:_}, and it takes twice that: allow more (--node-limit, --memory), or take "
-                          "smaller batches (--batch)")
-        self.puzzle, self.expansion, self.root_action, self.naive = puzzle, expansion, root_action, naive
-        self.batch, self.rows, self.max_nodes, self.max_entries = batch, rows, max_nodes, max_entries
+            raise Refused(
+                f"there is room for {max_entries:_} entries of the open list; one batch of {batch:_} may add "
+                f"{self.room_entries:_}, and it takes twice that: allow more (--node-limit, --memory), or take "
+                "smaller batches (--batch)"
+            )
+        self.puzzle, self.expansion, self.root_action, self.naive = (
+            puzzle,
+            expansion,
+            root_action,
+            naive,
+        )
+        self.batch, self.rows, self.max_nodes, self.max_entries = (
+            batch,
+            rows,
+            max_nodes,
+            max_entries,
+        )
         self._run = jax.jit(self.run)
         self._compiled: Any = None
         self.compile_seconds = 0.0
@@ -411,28 +532,54 @@ class Solver:
         """`state`: uint8 [size]."""
         closed, node, _ = insert(
             empty_closed(self.max_nodes, _layout(self.puzzle.size, self.puzzle.values)[2]),
-            pack(state[None], self.puzzle.values), jnp.zeros(1), jnp.full(1, -1), jnp.full(1, -1), jnp.ones(1, bool))
-        open_ = push(empty_open(self.max_entries), Entries(
-            jnp.zeros(1), node, jnp.full(1, self.root_action), jnp.ones(1, bool)))
-        start = Search(open_, closed, jnp.int32(-1), jnp.float32(jnp.inf), jnp.float32(0), Count.of(1),
-                       Count.of(0), jnp.int32(0))
+            pack(state[None], self.puzzle.values),
+            jnp.zeros(1),
+            jnp.full(1, -1),
+            jnp.full(1, -1),
+            jnp.ones(1, bool),
+        )
+        open_ = push(
+            empty_open(self.max_entries),
+            Entries(jnp.zeros(1), node, jnp.full(1, self.root_action), jnp.ones(1, bool)),
+        )
+        start = Search(
+            open_,
+            closed,
+            jnp.int32(-1),
+            jnp.float32(jnp.inf),
+            jnp.float32(0),
+            Count.of(1),
+            Count.of(0),
+            jnp.int32(0),
+        )
         return found(start, node, jnp.zeros(1), self.puzzle.is_goal(state[None]))
 
     def take(self, search: Search, weight: jax.Array) -> tuple[Search, Entries]:
         """The next batch, and the lower bound that its first entry gives."""
         open_, entries = pop(search.open, self.batch)
-        search = search._replace(open=open_, lower=jnp.maximum(search.lower, entries.priority[0]),
-                                 iterations=search.iterations + 1)
-        return search, entries._replace(valid=entries.valid & (search.lower < self.limit(search, weight)))
+        search = search._replace(
+            open=open_,
+            lower=jnp.maximum(search.lower, entries.priority[0]),
+            iterations=search.iterations + 1,
+        )
+        return search, entries._replace(
+            valid=entries.valid & (search.lower < self.limit(search, weight))
+        )
 
     def limit(self, search: Search, weight: jax.Array) -> jax.Array:
         """Entries from this priority on are not worth taking."""
-        return jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else enough(search, weight)
+        return (
+            jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else enough(search, weight)
+        )
 
     def goes_on(self, search: Search, weight: jax.Array, max_generated: Count) -> jax.Array:
         """Whether there is anything worth taking, and room for what comes of it."""
         room = search.closed.size + self.room_nodes <= self.max_nodes
-        return (search.lower < self.limit(search, weight)) & search.generated.less(max_generated) & room
+        return (
+            (search.lower < self.limit(search, weight))
+            & search.generated.less(max_generated)
+            & room
+        )
 
     def run(self, params: Any, state: jax.Array, weight: jax.Array, max_generated: Count) -> Search:
         """The search itself, a pure function of arrays."""
@@ -442,17 +589,27 @@ class Solver:
             search, entries = self.take(search, weight)
             if self.rows == self.batch:
                 return _chain(parts, search, entries)
-            piece = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries)
+            piece = lambda i: jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries
+            )
             used = -(-entries.valid.sum() // self.rows)  # valid entries come first
-            return jax.lax.fori_loop(0, used, lambda i, search: _chain(parts, search, piece(i)), search)
+            return jax.lax.fori_loop(
+                0, used, lambda i, search: _chain(parts, search, piece(i)), search
+            )
 
         more = lambda search: self.goes_on(search, weight, max_generated)
 
         def steps(search: Search) -> Search:  # until the open list must be tidied
             room = lambda search: search.open.size + self.room_entries <= self.max_entries
             search = jax.lax.while_loop(lambda search: more(search) & room(search), step, search)
-            return search._replace(open=jax.lax.cond(
-                room(search), lambda open_: open_, lambda open_: tidy(open_, self.room_entries), search.open))
+            return search._replace(
+                open=jax.lax.cond(
+                    room(search),
+                    lambda open_: open_,
+                    lambda open_: tidy(open_, self.room_entries),
+                    search.open,
+                )
+            )
 
         return jax.lax.while_loop(more, steps, self.begin(state))
 
@@ -462,11 +619,14 @@ class Solver:
             began = time.perf_counter()
             state = jax.ShapeDtypeStruct((self.puzzle.size,), jnp.uint8)
             self._compiled = self._run.lower(params, state, jnp.float32(0), Count.of(0)).compile(
-                compiler_options=machine.compiler_options(jax.default_backend()))
+                compiler_options=machine.compiler_options(jax.default_backend())
+            )
             self.compile_seconds = time.perf_counter() - began
         return self
 
-    def __call__(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
+    def __call__(
+        self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62
+    ) -> Solution:
         """Search from `state`, uint8 [size]; `params` goes to the expansion."""
         self.compile(params)
         args = (params, jnp.asarray(state, jnp.uint8), jnp.float32(weight), Count.of(max_generated))
@@ -474,8 +634,11 @@ class Solver:
         search = jax.block_until_ready(self._compiled(*args))
         return self._solution(search, weight, max_generated, time.perf_counter() - began, {})
 
-    def profile(self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62) -> Solution:
-        """The same search, its parts compiled and timed apart: slower as a whole, for `Solution.split`."""
+    def profile(
+        self, params: Any, state: Any, weight: float = 1.0, max_generated: int = 2**62
+    ) -> Solution:
+        """The same search, its parts compiled and timed apart: slower as a whole, for
+        `Solution.split`."""
         scale = jnp.float32(weight)
         names = [name for name, _ in self.expansion(params, scale)]
         call = lambda i: jax.jit(lambda params, args: self.expansion(params, scale)[i][1](*args))
@@ -498,7 +661,12 @@ class Solver:
                     search = timed("pop", clean, search)
                 search, entries = timed("pop", take, search)
                 for i in range(-(-int(entries.valid.sum()) // self.rows)):
-                    args: Any = (search, jax.tree.map(lambda x, i=i: x[i * self.rows:(i + 1) * self.rows], entries))
+                    args: Any = (
+                        search,
+                        jax.tree.map(
+                            lambda x, i=i: x[i * self.rows : (i + 1) * self.rows], entries
+                        ),
+                    )
                     for name, part in parts:
                         args = timed(name, part, params, args)
                     search = args
@@ -506,7 +674,9 @@ class Solver:
                     break
         return self._solution(search, weight, max_generated, time.perf_counter() - began, split)
 
-    def _solution(self, search: Search, weight: float, max_generated: int, seconds: float, split: dict) -> Solution:
+    def _solution(
+        self, search: Search, weight: float, max_generated: int, seconds: float, split: dict
+    ) -> Solution:
         cost, lower = float(search.upper), float(search.lower)
         solved = math.isfinite(cost)
         if solved and (self.naive or lower >= np.float32(weight) * np.float32(cost)):
@@ -521,9 +691,20 @@ class Solver:
         while node > 0:  # node 0 is the start
             actions.append(int(action[node]))
             node = int(parent[node])
-        return Solution(status, cost, bound, actions[::-1], int(search.generated), int(search.calls),
-                        int(search.open.pushed), int(search.closed.size), int(search.open.dropped),
-                        int(search.iterations), seconds, split)
+        return Solution(
+            status,
+            cost,
+            bound,
+            actions[::-1],
+            int(search.generated),
+            int(search.calls),
+            int(search.open.pushed),
+            int(search.closed.size),
+            int(search.open.dropped),
+            int(search.iterations),
+            seconds,
+            split,
+        )
 
 
 def replay(puzzle: Any, state: Any, actions: list[int]) -> list[jax.Array]:
@@ -535,11 +716,14 @@ def replay(puzzle: Any, state: Any, actions: list[int]) -> list[jax.Array]:
 
 
 def puzzle_of(env: Any) -> Any:
-    """The puzzle inside an `rlzoo.make` environment. Raises `Refused` where it is something else."""
+    """The puzzle inside an `rlzoo.make` environment. Raises `Refused` where it is something
+    else."""
     from rlzoo.envs.puzzle import Puzzle
 
     if not isinstance(env.inner, Puzzle):
-        raise Refused(f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 or cube3")
+        raise Refused(
+            f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 or cube3"
+        )
     return env.inner
 
 
@@ -549,6 +733,10 @@ def _chain(parts: Any, *args: Any) -> Any:
 
 def memory(puzzle: Any, max_nodes: int, max_entries: int) -> int:
     """Bytes of a closed set and an open list of these capacities."""
-    open_, closed = jax.eval_shape(lambda: (
-        empty_open(max_entries), empty_closed(max_nodes, _layout(puzzle.size, puzzle.values)[2])))
+    open_, closed = jax.eval_shape(
+        lambda: (
+            empty_open(max_entries),
+            empty_closed(max_nodes, _layout(puzzle.size, puzzle.values)[2]),
+        )
+    )
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((open_, closed)))

@@ -1,10 +1,13 @@
-"""Solving given states with a trained network: what `--solve` does in the files of algorithms that search.
+"""Solving given states with a trained network: what `--solve` does in the files of algorithms that
+search.
 
     python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR      # states of a file
-    python algorithms/qstar.py --env cube3 --solve scramble:20 --count 5   # states 20 random moves from the goal
+    # states 20 random moves from the goal
+    python algorithms/qstar.py --env cube3 --solve scramble:20 --count 5
 
-The network comes from a run (`--run`) or from the weights that rlzoo ships in results/qstar/weights. Each state gives a
-line on the terminal and a row in DIR/solutions.csv, written at once; its moves are the actions' names, in order.
+The network comes from a run (`--run`) or from the weights that rlzoo ships in
+results/qstar/weights. Each state gives a line on the terminal and a row in DIR/solutions.csv,
+written at once; its moves are the actions' names, in order.
 """
 
 import csv
@@ -29,7 +32,16 @@ from rlzoo.record import Record, run_folder
 from rlzoo.train import _keep_compiled, named, trained
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "results" / "qstar" / "weights"
-FIELDS = ("index", "status", "cost", "lower_bound", "generated", "network_calls", "seconds", "moves")
+FIELDS = (
+    "index",
+    "status",
+    "cost",
+    "lower_bound",
+    "generated",
+    "network_calls",
+    "seconds",
+    "moves",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +98,15 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
     if (out / "solutions.csv").exists():
         raise Refused(f"{out} holds solutions.csv already; choose another --out")
     _keep_compiled()
-    found = _from_run(options.run, make, Config, env) if options.run else _shipped(path.stem, options.env, make, Config, env)
+    found = (
+        _from_run(options.run, make, Config, env)
+        if options.run
+        else _shipped(path.stem, options.env, make, Config, env)
+    )
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.policy)):
-        raise Refused(f"the network of {found.source} is not finite: its training has diverged; train it again")
+        raise Refused(
+            f"the network of {found.source} is not finite: its training has diverged; train it again"
+        )
     solve = build(solver, found.config, puzzle, options, own).compile(found.policy)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -99,14 +117,24 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
 
 
 def build(solver: Callable, config: Any, puzzle: Any, options: Options, own: dict) -> search.Solver:
-    """The search that `options` ask for. Raises `Refused` where it does not fit into the memory allowed."""
+    """The search that `options` ask for. Raises `Refused` where it does not fit into the memory
+    allowed."""
     allowed = int(options.memory * 2**30)
     spare = allowed - search.memory(puzzle, options.node_limit, 0)
     if spare < 0:
-        raise Refused(f"--node-limit {options.node_limit:_} takes {(allowed - spare) / 2**30:.2f} GiB, and --memory allows "
-                      f"{options.memory}: allow more memory or fewer nodes")
+        raise Refused(
+            f"--node-limit {options.node_limit:_} takes {(allowed - spare) / 2**30:.2f} GiB, and --memory allows "
+            f"{options.memory}: allow more memory or fewer nodes"
+        )
     entries = min(spare // search.ENTRY_BYTES, options.node_limit * min(puzzle.num_actions, 32))
-    return solver(config, puzzle, batch=options.batch, max_nodes=options.node_limit, max_entries=int(entries), **own)
+    return solver(
+        config,
+        puzzle,
+        batch=options.batch,
+        max_nodes=options.node_limit,
+        max_entries=int(entries),
+        **own,
+    )
 
 
 def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]:
@@ -114,13 +142,24 @@ def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]
     from rlzoo.cli import docs
 
     given = {name for name in inspect.signature(solver).parameters}
-    own = {name: p.default for name, p in inspect.signature(solver).parameters.items()
-           if p.default is not p.empty and name != "batch"}
-    about = {line.split(":")[0].strip(): line.split(":", 1)[1].strip()
-             for line in (solver.__doc__ or "").splitlines() if line.split(":")[0].strip() in given}
-    fields = [(f.name, Annotated[f.type, tyro.conf.arg(help=doc)], f.default)
-              for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)]
-    fields += [(name, Annotated[type(value), tyro.conf.arg(help=about.get(name, ""))], value) for name, value in own.items()]
+    own = {
+        name: p.default
+        for name, p in inspect.signature(solver).parameters.items()
+        if p.default is not p.empty and name != "batch"
+    }
+    about = {
+        line.split(":")[0].strip(): line.split(":", 1)[1].strip()
+        for line in (solver.__doc__ or "").splitlines()
+        if line.split(":")[0].strip() in given
+    }
+    fields = [
+        (f.name, Annotated[f.type, tyro.conf.arg(help=doc)], f.default)
+        for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)
+    ]
+    fields += [
+        (name, Annotated[type(value), tyro.conf.arg(help=about.get(name, ""))], value)
+        for name, value in own.items()
+    ]
     Args = dataclasses.make_dataclass("Args", fields)
     chosen = dict(vars(tyro.cli(Args, args=_with_value(argv), prog=prog, description=__doc__)))
     return Options(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Options)}), chosen
@@ -129,20 +168,29 @@ def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]
 def _with_value(argv: list[str]) -> list[str]:
     """`--solve --help` is a question, too."""
     place = argv.index("--solve") + 1 if "--solve" in argv else 0
-    return argv[:place] + ["?"] + argv[place:] if place and argv[place:place + 1] in (["--help"], ["-h"]) else argv
+    return (
+        argv[:place] + ["?"] + argv[place:]
+        if place and argv[place : place + 1] in (["--help"], ["-h"])
+        else argv
+    )
 
 
-# ---- states ---------------------------------------------------------------------------------------------------
+# ---- states --------------------------------------------------------------------------------------
 
 
 def _states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
-    """The states to solve by their index, and the cost of their best solutions where the file gives it."""
+    """The states to solve by their index, and the cost of their best solutions where the file gives
+    it."""
     kind, colon, moves = options.solve.partition(":")
     if colon and kind == "scramble":
         if not moves.isdigit():
-            raise Refused(f"--solve {options.solve!r} should read scramble:MOVES, for example scramble:20")
+            raise Refused(
+                f"--solve {options.solve!r} should read scramble:MOVES, for example scramble:20"
+            )
         count = 1 if options.count is None else options.count
-        made = puzzle.scramble(jax.random.key(options.seed), jnp.full(count, int(moves)), int(moves))
+        made = puzzle.scramble(
+            jax.random.key(options.seed), jnp.full(count, int(moves)), int(moves)
+        )
         return dict(enumerate(np.asarray(made))), None
     path = Path(options.solve)
     if not path.is_file():
@@ -155,12 +203,16 @@ def _states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.nd
         raise Refused(f"{path} holds no states of {options.env}: {error}") from error
     stop = len(states) if options.count is None else options.first + options.count
     if not 0 <= options.first < stop <= len(states):
-        raise Refused(f"{path} holds {len(states)} states; --first {options.first} --count {options.count} asks for others")
+        raise Refused(
+            f"{path} holds {len(states)} states; --first {options.first} --count {options.count} asks for others"
+        )
     best = arrays.get("opt_len")
-    return {i: states[i] for i in range(options.first, stop)}, None if best is None else best.astype(float)
+    return {
+        i: states[i] for i in range(options.first, stop)
+    }, None if best is None else best.astype(float)
 
 
-# ---- weights --------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 
 
 def save(path: Path, config: Any, policy: Any) -> None:
@@ -174,7 +226,9 @@ def load(path: Path, make: Callable, Config: type, env: Any) -> Trained:
     """What `save` wrote."""
     with np.load(path) as file:
         recorded = json.loads(str(file["config"]))
-        config = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()})
+        config = Config(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()}
+        )
         spec = _spec(make, config, env)
         leaves = [jnp.asarray(file[name], leaf.dtype) for name, leaf in named(spec).items()]
     return Trained(config, jax.tree.unflatten(jax.tree.structure(spec), leaves), str(path))
@@ -188,8 +242,10 @@ def _shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any
     path = weights_file(algorithm, env_id)
     if not path.is_file():
         have = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.npz"))) or "none"
-        raise Refused(f"rlzoo ships no weights for {algorithm} on {env_id} (it has {have}); train a network "
-                      f"(python {sys.argv[0]} --env {env_id}) and give its --run")
+        raise Refused(
+            f"rlzoo ships no weights for {algorithm} on {env_id} (it has {have}); train a network "
+            f"(python {sys.argv[0]} --env {env_id}) and give its --run"
+        )
     return load(path, make, Config, env)
 
 
@@ -198,8 +254,10 @@ def _from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
     config, policy = record.config(Config), trained(run).policy
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(policy) != shapes(_spec(make, config, env)):
-        raise Refused(f"{run} holds a network of {record.description['algorithm']} for {config.env}, which is none for "
-                      f"{env.id}; choose that algorithm and --env, or another --run")
+        raise Refused(
+            f"{run} holds a network of {record.description['algorithm']} for {config.env}, which is none for "
+            f"{env.id}; choose that algorithm and --env, or another --run"
+        )
     return Trained(config, policy, run)
 
 
@@ -208,28 +266,54 @@ def _spec(make: Callable, config: Any, env: Any) -> Any:
     return jax.eval_shape(lambda: (alg := make(config, env)).policy(alg.init(jax.random.key(0))))
 
 
-# ---- solving --------------------------------------------------------------------------------------------------
+# ---- solving -------------------------------------------------------------------------------------
 
 
-def _solve_all(solve: search.Solver, found: Trained, puzzle: Any, states: dict[int, np.ndarray], known: np.ndarray | None,
-               options: Options, out: Path, file: Any) -> None:
+def _solve_all(
+    solve: search.Solver,
+    found: Trained,
+    puzzle: Any,
+    states: dict[int, np.ndarray],
+    known: np.ndarray | None,
+    options: Options,
+    out: Path,
+    file: Any,
+) -> None:
     table = csv.writer(file, lineterminator="\n")
     table.writerow(FIELDS)
-    print(f"{options.env} with {found.source}; weight {options.weight}, batch {options.batch:_}, "
-          f"{solve.bytes() / 2**20:.0f} MiB for {solve.max_nodes:_} nodes and {solve.max_entries:_} entries; "
-          f"compiled in {solve.compile_seconds:.1f} s on {machine.describe()['cpu']}\n")
-    print(f"{'state':>6}  {'status':<12} {'cost':>5} {'bound':>6} {'generated':>11} {'network':>9} {'seconds':>8}  moves")
+    print(
+        f"{options.env} with {found.source}; weight {options.weight}, batch {options.batch:_}, "
+        f"{solve.bytes() / 2**20:.0f} MiB for {solve.max_nodes:_} nodes and {solve.max_entries:_} entries; "
+        f"compiled in {solve.compile_seconds:.1f} s on {machine.describe()['cpu']}\n"
+    )
+    print(
+        f"{'state':>6}  {'status':<12} {'cost':>5} {'bound':>6} {'generated':>11} {'network':>9} {'seconds':>8}  moves"
+    )
     solutions = {}
     for index, state in states.items():
         run = solve.profile if options.profile else solve
-        solution = solutions[index] = run(found.policy, state, options.weight, options.max_generated)
+        solution = solutions[index] = run(
+            found.policy, state, options.weight, options.max_generated
+        )
         moves = " ".join(puzzle.action_names[action] for action in solution.actions)
         cost = f"{solution.cost:g}" if math.isfinite(solution.cost) else ""
-        table.writerow([index, solution.status, cost, f"{solution.lower_bound:.6g}", solution.generated,
-                        solution.network_calls, f"{solution.seconds:.4f}", moves])
+        table.writerow(
+            [
+                index,
+                solution.status,
+                cost,
+                f"{solution.lower_bound:.6g}",
+                solution.generated,
+                solution.network_calls,
+                f"{solution.seconds:.4f}",
+                moves,
+            ]
+        )
         file.flush()
-        print(f"{index:>6}  {solution.status:<12} {cost:>5} {solution.lower_bound:>6.4g} {solution.generated:>11,} "
-              f"{solution.network_calls:>9,} {solution.seconds:>8.2f}  {moves if len(moves) <= 60 else moves[:57] + '...'}")
+        print(
+            f"{index:>6}  {solution.status:<12} {cost:>5} {solution.lower_bound:>6.4g} {solution.generated:>11,} "
+            f"{solution.network_calls:>9,} {solution.seconds:>8.2f}  {moves if len(moves) <= 60 else moves[:57] + '...'}"
+        )
         if options.gif and solution.actions:
             _draw(puzzle, state, solution.actions, out / f"{index}.gif")
     _summary(solutions, known, out)
@@ -242,9 +326,14 @@ def _summary(solutions: dict[int, search.Solution], known: np.ndarray | None, ou
         print(f", mean cost {np.mean([s.cost for s in solved.values()]):.2f}", end="")
         if known is not None:
             best = sum(s.cost == known[i] for i, s in solved.items())
-            print(f" (best possible {np.mean([known[i] for i in solved]):.2f}, reached by {best})", end="")
+            print(
+                f" (best possible {np.mean([known[i] for i in solved]):.2f}, reached by {best})",
+                end="",
+            )
     seconds = sum(s.seconds for s in solutions.values())
-    print(f"; {sum(s.generated for s in solutions.values()) / max(seconds, 1e-9):,.0f} nodes generated a second")
+    print(
+        f"; {sum(s.generated for s in solutions.values()) / max(seconds, 1e-9):,.0f} nodes generated a second"
+    )
     split: dict[str, float] = {}
     for solution in solutions.values():
         for name, value in solution.split.items():
@@ -261,6 +350,14 @@ def _draw(puzzle: Any, state: np.ndarray, actions: list[int], path: Path) -> Non
 
     from rlzoo.envs.puzzle import State
 
-    pictures = [Image.fromarray(puzzle.render(State(jnp.int32(0), position)))
-                for position in search.replay(puzzle, state, actions)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[1000] * len(actions) + [3000], loop=0)
+    pictures = [
+        Image.fromarray(puzzle.render(State(jnp.int32(0), position)))
+        for position in search.replay(puzzle, state, actions)
+    ]
+    pictures[0].save(
+        path,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[1000] * len(actions) + [3000],
+        loop=0,
+    )

@@ -1,8 +1,10 @@
-"""Wrappers around one gymnax environment, brax behind the same interface, and running normalisation.
+"""Wrappers around one gymnax environment, brax behind the same interface, and running
+normalisation.
 
-A wrapper is itself a gymnax `Environment`: what it remembers lives in its state, so it maps over environments
-and members like any other. Normalisation statistics belong to the whole batch of environments, so they are
-plain pytrees that the algorithm keeps in its training state: `RunningStats` and `RewardScale`.
+A wrapper is itself a gymnax `Environment`: what it remembers lives in its state, so it maps over
+environments and members like any other. Normalisation statistics belong to the whole batch of
+environments, so they are plain pytrees that the algorithm keeps in its training state:
+`RunningStats` and `RewardScale`.
 """
 
 from typing import Any
@@ -65,8 +67,13 @@ class Remembering(Wrapper):
 
 
 def time_limit(env: Any, params: Any) -> Any:
-    """The number of steps after which `env` truncates an episode: NumPy, so known inside a trace too."""
-    return env.max_steps(params) if isinstance(env, Wrapper) else np.asarray(params.max_steps_in_episode)
+    """The number of steps after which `env` truncates an episode: NumPy, so known inside a trace
+    too."""
+    return (
+        env.max_steps(params)
+        if isinstance(env, Wrapper)
+        else np.asarray(params.max_steps_in_episode)
+    )
 
 
 class Sticky(Remembering):
@@ -106,9 +113,14 @@ class ActionRepeat(Wrapper):
         def again(carry: tuple, key: jax.Array) -> tuple:
             obs, state, reward, terminated, info = carry
             over = terminated | self.env.is_truncated(state, params)
-            obs2, state2, reward2, terminated2, info2 = self.env.step_env(key, state, action, params)
-            kept = jax.tree.map(lambda a, b: jnp.where(over, a, b), (obs, state, terminated, info),
-                                (obs2, state2, terminated2, info2))
+            obs2, state2, reward2, terminated2, info2 = self.env.step_env(
+                key, state, action, params
+            )
+            kept = jax.tree.map(
+                lambda a, b: jnp.where(over, a, b),
+                (obs, state, terminated, info),
+                (obs2, state2, terminated2, info2),
+            )
             return (*kept[:2], reward + jnp.where(over, 0, reward2), *kept[2:]), None
 
         return jax.lax.scan(again, jax.tree.map(jnp.asarray, first), keys[1:])[0]
@@ -140,7 +152,8 @@ class TimeLimit(Remembering):
 
 
 class ClipReward(Wrapper):
-    """Rewards clipped to [-bound, bound] for training; episode returns are still reported unclipped."""
+    """Rewards clipped to [-bound, bound] for training; episode returns are still reported
+    unclipped."""
 
     def __init__(self, env: Any, bound: float):
         super().__init__(env)
@@ -178,8 +191,12 @@ class FrameStack(Remembering):
         space = self.env.observation_space(params)
         low, high = (jnp.broadcast_to(jnp.asarray(x), space.shape) for x in (space.low, space.high))
         stacked = (*space.shape[:-1], space.shape[-1] * self.frames)
-        return spaces.Box(jnp.concatenate([low] * self.frames, -1), jnp.concatenate([high] * self.frames, -1),
-                          stacked, space.dtype)
+        return spaces.Box(
+            jnp.concatenate([low] * self.frames, -1),
+            jnp.concatenate([high] * self.frames, -1),
+            stacked,
+            space.dtype,
+        )
 
 
 class OneHot(Wrapper):
@@ -201,8 +218,8 @@ class OneHot(Wrapper):
 
 
 class ResetTo(Wrapper):
-    """Every episode starts in a state drawn from `states`, a stack of this environment's states, whose
-    observations are `obs` (leading axis: how many)."""
+    """Every episode starts in a state drawn from `states`, a stack of this environment's states,
+    whose observations are `obs` (leading axis: how many)."""
 
     def __init__(self, env: Any, obs: Any, states: Any):
         super().__init__(env)
@@ -221,7 +238,8 @@ class BraxState:
 
 
 class Brax(environment.Environment):
-    """A brax environment behind gymnax's interface, with its usual limit of 1000 steps as truncation."""
+    """A brax environment behind gymnax's interface, with its usual limit of 1000 steps as
+    truncation."""
 
     def __init__(self, env: Any, name: str):
         self.env = env
@@ -259,8 +277,9 @@ BY_OPTION = {
     "stack": FrameStack,
     "clip": ClipReward,
 }
-"""Wrappers that an environment id can ask for, in the order in which they are put on, innermost first. `clip`
-comes last: only the outermost wrapper's `score`, the unclipped reward, reaches the stepper."""
+"""Wrappers that an environment id can ask for, in the order in which they are put on, innermost
+first. `clip` comes last: only the outermost wrapper's `score`, the unclipped reward, reaches the
+stepper."""
 
 
 def _positive_int(option: str, value: Any) -> int:
@@ -269,7 +288,7 @@ def _positive_int(option: str, value: Any) -> int:
     return value
 
 
-# ---- running normalisation ------------------------------------------------------------------------------
+# ---- running normalisation -----------------------------------------------------------------------
 
 
 @struct.dataclass
@@ -315,7 +334,8 @@ class RunningStats:
 
 @struct.dataclass
 class RewardScale:
-    """Divides rewards by the running standard deviation of the discounted return; does not centre them."""
+    """Divides rewards by the running standard deviation of the discounted return; does not centre
+    them."""
 
     stats: RunningStats
     returns: jax.Array
@@ -325,8 +345,12 @@ class RewardScale:
     def init(cls, num_envs: int) -> "RewardScale":
         return cls(RunningStats.init(jnp.zeros(())), jnp.zeros(num_envs))
 
-    def update(self, reward: jax.Array, done: jax.Array, discount: Any) -> tuple["RewardScale", jax.Array]:
-        """Take in a rollout's `reward` and `done` [length, num_envs]; returns the scaled rewards too."""
+    def update(
+        self, reward: jax.Array, done: jax.Array, discount: Any
+    ) -> tuple["RewardScale", jax.Array]:
+        """Take in a rollout's `reward` and `done` [length, num_envs]; returns the scaled rewards
+        too."""
+
         def body(ret: jax.Array, x: tuple) -> tuple:
             ret = x[0] + discount * ret
             return jnp.where(x[1], 0.0, ret), ret

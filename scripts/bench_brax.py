@@ -1,12 +1,15 @@
-"""Every brax environment on every backend, through `rlzoo.make`: does it run, how long to compile, how fast.
+"""Every brax environment on every backend, through `rlzoo.make`: does it run, how long to compile,
+how fast.
 
-    python scripts/bench_brax.py                        # all; rows that results/brax/table.csv has are kept
+    # all; rows that results/brax/table.csv has are kept
+    python scripts/bench_brax.py
     python scripts/bench_brax.py --only hopper:spring   # environments whose name contains this
 
-Each pair runs in a process of its own, which is stopped after --limit seconds of processor time. The program
-compiled is a rollout of 64 environments over 16 steps with random actions and auto-reset. Rows stand in
-results/brax/table.csv, the table in results/brax/README.md; both are written after every row. On a CPU all times
-are processor time, so that other work on the machine does not show in them.
+Each pair runs in a process of its own, which is stopped after --limit seconds of processor time.
+The program compiled is a rollout of 64 environments over 16 steps with random actions and
+auto-reset. Rows stand in results/brax/table.csv, the table in results/brax/README.md; both are
+written after every row. On a CPU all times are processor time, so that other work on the machine
+does not show in them.
 """
 
 import argparse
@@ -23,12 +26,22 @@ import time
 from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "brax"
-FIELDS = ["env", "backend", "status", "compile_seconds", "steps_per_second", "jax", "brax", "hardware"]
+FIELDS = [
+    "env",
+    "backend",
+    "status",
+    "compile_seconds",
+    "steps_per_second",
+    "jax",
+    "brax",
+    "hardware",
+]
 NUM_ENVS, LENGTH = 64, 16
 
 
 def measure(id: str, limit: float) -> dict:
-    """One row, measured in this process, which the system kills after `limit` seconds of processor time."""
+    """One row, measured in this process, which the system kills after `limit` seconds of processor
+    time."""
     resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
     import importlib.metadata
 
@@ -44,7 +57,9 @@ def measure(id: str, limit: float) -> dict:
     @jax.jit
     def rollout(state, key, t):
         act_key, key = jax.random.split(key)
-        state, steps, _, _ = env.rollout(state, draw, jax.random.split(act_key, LENGTH), key, LENGTH, t)
+        state, steps, _, _ = env.rollout(
+            state, draw, jax.random.split(act_key, LENGTH), key, LENGTH, t
+        )
         good = jax.tree.map(lambda x: jnp.isfinite(x).all(), (steps.next_obs, steps.reward))
         return state, jnp.stack(jax.tree.leaves(good)).all()
 
@@ -57,7 +72,9 @@ def measure(id: str, limit: float) -> dict:
     calls, start = 0, clock()
     while clock() - start < 2:
         calls += 1
-        state, still = jax.block_until_ready(compiled(state, jax.random.key(1 + calls), jnp.int32(calls)))
+        state, still = jax.block_until_ready(
+            compiled(state, jax.random.key(1 + calls), jnp.int32(calls))
+        )
         finite &= still
     speed = calls * NUM_ENVS * LENGTH / (clock() - start)
     facts = machine.describe()
@@ -74,17 +91,30 @@ def measure(id: str, limit: float) -> dict:
 
 def row(env: str, backend: str, limit: float) -> dict:
     """One row, measured in a process of its own."""
-    command = [sys.executable, __file__, "--measure", f"brax/{env}:{backend}", "--limit", str(limit)]
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        f"brax/{env}:{backend}",
+        "--limit",
+        str(limit),
+    ]
     done = None
     with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs, or the machine is very busy
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * limit, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10 * limit, check=False
+        )
     if done is None or done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         found = {"status": f"over {limit:g} s"}
     else:
         lines = done.stdout.strip().splitlines()
-        said = [line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Refused): ", line)]
+        said = [
+            line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Refused): ", line)
+        ]
         error = (said or [f"exit status {done.returncode}"])[-1]
-        found = json.loads(lines[-1]) if done.returncode == 0 else {"status": f"failed: {error[:120]}"}
+        found = (
+            json.loads(lines[-1]) if done.returncode == 0 else {"status": f"failed: {error[:120]}"}
+        )
     return {"env": env, "backend": backend} | found
 
 
@@ -97,8 +127,11 @@ def write(rows: list[dict], limit: float) -> None:
         writer.writerows(rows)
     ok = [r for r in rows if r["status"] == "ok"]
     backends = sorted({r["backend"] for r in rows})
-    cell = lambda r: (f"{r['compile_seconds']} s, {int(r['steps_per_second']):,}/s" if r["status"] == "ok"
-                      else r["status"])
+    cell = lambda r: (
+        f"{r['compile_seconds']} s, {int(r['steps_per_second']):,}/s"
+        if r["status"] == "ok"
+        else r["status"]
+    )
     by_pair = {(r["env"], r["backend"]): cell(r) for r in rows}
     versions = sorted({f"jax {r['jax']}, brax {r['brax']}, {r['hardware']}" for r in ok})
     lines = [
@@ -117,8 +150,10 @@ def write(rows: list[dict], limit: float) -> None:
         "",
         f"| env | {' | '.join(backends)} |",
         "|---" * (len(backends) + 1) + "|",
-        *(f"| {env} | {' | '.join(by_pair.get((env, backend), '') for backend in backends)} |"
-          for env in sorted({r["env"] for r in rows})),
+        *(
+            f"| {env} | {' | '.join(by_pair.get((env, backend), '') for backend in backends)} |"
+            for env in sorted({r["env"] for r in rows})
+        ),
         "",
     ]
     (OUT / "README.md").write_text("\n".join(lines))

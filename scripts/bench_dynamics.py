@@ -2,8 +2,9 @@
 
     python scripts/bench_dynamics.py            # about two minutes on an idle core
 
-Seconds are of the process on the CPU (jax has one thread there), the least of `REPEATS` runs, compiling excluded; the
-cases take turns, so that a busy machine troubles all of them alike. Writes results/dynamics.
+Seconds are of the process on the CPU (jax has one thread there), the least of `REPEATS` runs,
+compiling excluded; the cases take turns, so that a busy machine troubles all of them alike. Writes
+results/dynamics.
 """
 
 import csv
@@ -33,11 +34,17 @@ def collect(env: rlzoo.Env) -> tuple[Transition, Transition]:
 
     def run(key: jax.Array) -> Transition:
         reset_key, noise_key, key = jax.random.split(key, 3)
-        noise = jax.random.uniform(noise_key, (length, 2 * NUM_ENVS, env.action_dim), minval=-1, maxval=1)
+        noise = jax.random.uniform(
+            noise_key, (length, 2 * NUM_ENVS, env.action_dim), minval=-1, maxval=1
+        )
         start = env.reset(reset_key, 2 * NUM_ENVS)
-        return env.rollout(start, lambda obs, action: (action, None), noise, key, length, jnp.int32(0))[1]
+        return env.rollout(
+            start, lambda obs, action: (action, None), noise, key, length, jnp.int32(0)
+        )[1]
 
-    run = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})  # runs a second, compiles for many
+    run = jax.jit(
+        run, compiler_options={"xla_backend_optimization_level": 0}
+    )  # runs a second, compiles for many
     steps = jax.tree.map(np.asarray, run(jax.random.key(0)))
     half = lambda part: jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), steps)
     return half(slice(NUM_ENVS)), half(slice(NUM_ENVS, None))
@@ -60,43 +67,78 @@ def cost(id: str, data: Transition) -> list[dict]:
     obs, action = (jnp.resize(x, (STEPS, x.shape[1])) for x in (data.obs, data.action))
     for hidden in HIDDEN:
         for members, elites in ((1, 1), (7, 5)):
-            model = Ensemble(data.obs.shape[1], data.action.shape[1], members=members, elites=elites, hidden=hidden,
-                             max_epochs=EPOCHS, patience=EPOCHS)
+            model = Ensemble(
+                data.obs.shape[1],
+                data.action.shape[1],
+                members=members,
+                elites=elites,
+                hidden=hidden,
+                max_epochs=EPOCHS,
+                patience=EPOCHS,
+            )
             state = model.init(key)
             fit, step = jax.jit(model.fit), jax.jit(model.step)
-            for name, run in (("epoch", lambda f=fit, s=state: f(s, key, data)),
-                              ("step", lambda f=step, s=state: f(s, key, obs, action))):
+            for name, run in (
+                ("epoch", lambda f=fit, s=state: f(s, key, data)),
+                ("step", lambda f=step, s=state: f(s, key, obs, action)),
+            ):
                 jax.block_until_ready(run())
                 cases[name, hidden, members] = run
     found = cpu_seconds(cases)
     table = []
-    for name, hidden, work, unit in [("epoch", h, f"an epoch of {ROWS:,} rows", EPOCHS) for h in HIDDEN] + [
-            ("step", h, f"a step of {STEPS:,} rows", 1) for h in HIDDEN]:
+    for name, hidden, work, unit in [
+        ("epoch", h, f"an epoch of {ROWS:,} rows", EPOCHS) for h in HIDDEN
+    ] + [("step", h, f"a step of {STEPS:,} rows", 1) for h in HIDDEN]:
         one, seven = (1e3 * found[name, hidden, members] / unit for members in (1, 7))
-        table.append({"data": id, "work": work, "hidden": "x".join(map(str, hidden)), "1 member, CPU ms": round(one, 1),
-                      "7 members, CPU ms": round(seven, 1), "ratio": round(seven / one, 2)})
+        table.append(
+            {
+                "data": id,
+                "work": work,
+                "hidden": "x".join(map(str, hidden)),
+                "1 member, CPU ms": round(one, 1),
+                "7 members, CPU ms": round(seven, 1),
+                "ratio": round(seven / one, 2),
+            }
+        )
     return table
 
 
 def error(id: str, train: Transition, test: Transition) -> list[dict]:
-    """Of the default ensemble, one of its members, and least squares, on transitions that none has seen."""
+    """Of the default ensemble, one of its members, and least squares, on transitions that none has
+    seen."""
     model = Ensemble(train.obs.shape[1], train.action.shape[1], max_epochs=100)
-    fit = jax.jit(model.fit).lower(model.init(jax.random.key(0)), jax.random.key(1), train).compile()
+    fit = (
+        jax.jit(model.fit).lower(model.init(jax.random.key(0)), jax.random.key(1), train).compile()
+    )
     start = time.process_time()
-    state, found = jax.block_until_ready(fit(model.init(jax.random.key(0)), jax.random.key(1), train))
+    state, found = jax.block_until_ready(
+        fit(model.init(jax.random.key(0)), jax.random.key(1), train)
+    )
     seconds = time.process_time() - start
     target = lambda data: np.c_[data.next_obs - data.obs, data.reward]
-    means = np.asarray(jax.jit(model.predict)(state, test.obs, test.action).mean)[np.asarray(state.elites)]
+    means = np.asarray(jax.jit(model.predict)(state, test.obs, test.action).mean)[
+        np.asarray(state.elites)
+    ]
     means[..., :-1] -= test.obs
     features = lambda data: np.c_[data.obs, data.action, np.ones(len(data.obs))]
     linear = features(test) @ np.linalg.lstsq(features(train), target(train), rcond=None)[0]
     note = f"{int(found.epochs)} epochs, {seconds:.0f} CPU s"
     table = []
-    for name, mean, how in (("mean of the elites", means.mean(0), note), ("the best member", means[0], ""),
-                            ("least squares", linear, "")):
+    for name, mean, how in (
+        ("mean of the elites", means.mean(0), note),
+        ("the best member", means[0], ""),
+        ("least squares", linear, ""),
+    ):
         square = ((mean - target(test)) ** 2).mean(0)
-        table.append({"data": id, "model": name, "RMSE": float(f"{square.mean() ** 0.5:.3g}"),
-                      "RMSE in deviations": float(f"{(square / target(test).var(0)).mean() ** 0.5:.3g}"), "fit": how})
+        table.append(
+            {
+                "data": id,
+                "model": name,
+                "RMSE": float(f"{square.mean() ** 0.5:.3g}"),
+                "RMSE in deviations": float(f"{(square / target(test).var(0)).mean() ** 0.5:.3g}"),
+                "fit": how,
+            }
+        )
     return table
 
 
@@ -106,8 +148,12 @@ def write(name: str, table: list[dict]) -> list[str]:
         writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    return ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0]),
-            *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table), ""]
+    return [
+        "| " + " | ".join(table[0]) + " |",
+        "|" + "---|" * len(table[0]),
+        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table),
+        "",
+    ]
 
 
 def main() -> None:
@@ -120,20 +166,28 @@ def main() -> None:
         print(*costs, *errors, sep="\n", flush=True)
     hardware = machine.describe()
     lines = [
-        "# The dynamics ensemble", "",
+        "# The dynamics ensemble",
+        "",
         f"What 7 members of `rlzoo.dynamics.Ensemble` cost next to one, and how well they predict. {ROWS:,} transitions "
-        "under random actions to fit (a fifth of them held out), as many of other episodes to judge.", "",
+        "under random actions to fit (a fifth of them held out), as many of other episodes to judge.",
+        "",
         f"Made by `python scripts/bench_dynamics.py` on {hardware['cpu']}, one thread; CPU seconds, the least of {REPEATS} "
-        "runs, compiling excluded.", "",
-        "## Cost", "", *write("cost", costs),
+        "runs, compiling excluded.",
+        "",
+        "## Cost",
+        "",
+        *write("cost", costs),
         "An epoch multiplies matrices, and with minibatches of 256 rows one member already keeps a core busy: on a CPU, "
         "members cost in proportion to their number. A step deals its rows out among the elites, so that each row goes "
         "through one network, however many there are; predicting with every member, as a penalty on disagreement "
-        "does, costs in proportion again. On an accelerator this has not been measured.", "",
-        "## Error", "",
+        "does, costs in proportion again. On an accelerator this has not been measured.",
+        "",
+        "## Error",
+        "",
         "The root of the mean squared error of the one-step change of the observation and of the reward, over their "
         "dimensions: in their own units, and with each dimension divided by its standard deviation (1: no better than "
-        "its mean). Defaults, but 100 epochs at most; one seed.", "",
+        "its mean). Defaults, but 100 epochs at most; one seed.",
+        "",
         *write("error", errors),
     ]
     (OUT / "README.md").write_text("\n".join(lines))

@@ -2,10 +2,11 @@
 
     python scripts/bench_rejax.py                # about ten minutes on 2 idle cores
 
-Both sides run in turn, `REPEATS` times, each in a process of its own with a cold compilation cache; the table gives
-medians and the ratio of the medians, beside the networks alone: forward and back on one minibatch, plainly, without
-anything around them. rlzoo spreads many seeds over one process per core (`--processes`),
-rejax uses XLA's own threads, as a user of each would. What could not be made equal is listed below the table.
+Both sides run in turn, `REPEATS` times, each in a process of its own with a cold compilation cache;
+the table gives medians and the ratio of the medians, beside the networks alone: forward and back on
+one minibatch, plainly, without anything around them. rlzoo spreads many seeds over one process per
+core (`--processes`), rejax uses XLA's own threads, as a user of each would. What could not be made
+equal is listed below the table.
 """
 
 import argparse
@@ -33,18 +34,50 @@ CASES = [("ppo", 1, 500_000), ("ppo", 32, 100_000), ("dqn", 1, 100_000), ("dqn",
 def ours(algorithm: str, seeds: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         processes = min(seeds, machine.cores())
-        subprocess.run([
-            sys.executable, str(ROOT / "algorithms" / f"{algorithm}.py"), "--seeds", str(seeds), "--total-steps",
-            str(steps), "--eval-every", "0", "--eval-episodes", "1", "--no-cache", "--quiet", "--processes",
-            str(processes), "--out", f"{folder}/run"], check=True, timeout=600)
+        subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "algorithms" / f"{algorithm}.py"),
+                "--seeds",
+                str(seeds),
+                "--total-steps",
+                str(steps),
+                "--eval-every",
+                "0",
+                "--eval-episodes",
+                "1",
+                "--no-cache",
+                "--quiet",
+                "--processes",
+                str(processes),
+                "--out",
+                f"{folder}/run",
+            ],
+            check=True,
+            timeout=600,
+        )
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
-    return {"steps": summary["steps_per_second"], "updates": summary["updates_per_second"],
-            "compile": summary["compile_seconds"]}
+    return {
+        "steps": summary["steps_per_second"],
+        "updates": summary["updates_per_second"],
+        "compile": summary["compile_seconds"],
+    }
 
 
 def rejax(algorithm: str, seeds: int, steps: int, tries: int = 3) -> dict:
-    command = [str(peer_python("rejax")), str(ROOT / "scripts" / "peer_rejax.py"), algorithm, "--seeds", str(seeds),
-               "--steps", str(steps), "--repeat", "2", "--eval-episodes", "0"]
+    command = [
+        str(peer_python("rejax")),
+        str(ROOT / "scripts" / "peer_rejax.py"),
+        algorithm,
+        "--seeds",
+        str(seeds),
+        "--steps",
+        str(steps),
+        "--repeat",
+        "2",
+        "--eval-episodes",
+        "0",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     except subprocess.TimeoutExpired:  # XLA's hang: see check_hang.py
@@ -53,8 +86,12 @@ def rejax(algorithm: str, seeds: int, steps: int, tries: int = 3) -> dict:
             raise
         return rejax(algorithm, seeds, steps, tries - 1)
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"steps": found["env_steps_per_second"], "updates": found["updates_per_second"],
-            "compile": found["trace_seconds"] + found["compile_seconds"], "differences": found["differences"]}
+    return {
+        "steps": found["env_steps_per_second"],
+        "updates": found["updates_per_second"],
+        "compile": found["trace_seconds"] + found["compile_seconds"],
+        "differences": found["differences"],
+    }
 
 
 NETWORKS = {"ppo": [(4, 64, 64, 2), (4, 64, 64, 1)], "dqn": [(4, 120, 84, 2)]}
@@ -62,14 +99,22 @@ ROWS, UPDATES = 128, 4_000
 
 
 def networks_alone(algorithm: str, seeds: int) -> float:
-    """Updates/s of the networks' passes over one minibatch: forward and back, of dqn forward once more for its target.
+    """Updates/s of the networks' passes over one minibatch: forward and back, of dqn forward once
+    more for its target.
 
-    Of all seeds: with more than one, those of one core in one process, times the cores, as `ours` spreads them.
+    Of all seeds: with more than one, those of one core in one process, times the cores, as `ours`
+    spreads them.
     """
     cores = min(seeds, machine.cores())
     command = [sys.executable, __file__, "--networks", algorithm, "--members", str(seeds // cores)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600,
-                          env=os.environ | ({"PJRT_NPROC": "1"} if cores > 1 else {}))
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+        env=os.environ | ({"PJRT_NPROC": "1"} if cores > 1 else {}),
+    )
     return cores * float(done.stdout)
 
 
@@ -79,7 +124,9 @@ def time_networks(algorithm: str, members: int) -> float:
 
     activation = jnp.tanh if algorithm == "ppo" else jax.nn.relu
     layers = [list(itertools.pairwise(widths)) for widths in NETWORKS[algorithm]]
-    init = lambda key: [[jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in net] for net in layers]
+    init = lambda key: [
+        [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in net] for net in layers
+    ]
 
     def forward(params: list, x: jax.Array) -> jax.Array:
         def one(net: list) -> jax.Array:
@@ -97,9 +144,20 @@ def time_networks(algorithm: str, members: int) -> float:
         return jax.tree.map(lambda p, g: p - 1e-9 * g, params, grads), None
 
     params = jax.vmap(init)(jax.random.split(jax.random.key(0), members))
-    one = lambda params: jax.lax.scan(update, params, jnp.arange(UPDATES, dtype=jnp.float32) / UPDATES)[0]
-    run = jax.jit(jax.vmap(one) if members > 1 else lambda params: jax.tree.map(
-        lambda x: x[None], one(jax.tree.map(lambda x: x[0], params)))).lower(params).compile(machine.compiler_options("cpu"))
+    one = lambda params: jax.lax.scan(
+        update, params, jnp.arange(UPDATES, dtype=jnp.float32) / UPDATES
+    )[0]
+    run = (
+        jax.jit(
+            jax.vmap(one)
+            if members > 1
+            else lambda params: jax.tree.map(
+                lambda x: x[None], one(jax.tree.map(lambda x: x[0], params))
+            )
+        )
+        .lower(params)
+        .compile(machine.compiler_options("cpu"))
+    )
     params = jax.block_until_ready(run(params))
     began = time.perf_counter()
     jax.block_until_ready(run(params))
@@ -114,34 +172,62 @@ def main() -> None:
         for _ in range(REPEATS):
             for name, measure in (("rlzoo", ours), ("rejax", rejax)):
                 runs[name].append(measure(algorithm, seeds, steps))
-                print(algorithm, seeds, name, {k: round(v, 1) for k, v in runs[name][-1].items() if k != "differences"},
-                      flush=True)
+                print(
+                    algorithm,
+                    seeds,
+                    name,
+                    {k: round(v, 1) for k, v in runs[name][-1].items() if k != "differences"},
+                    flush=True,
+                )
         notes[algorithm] = runs["rejax"][0]["differences"]
-        median = {name: {key: statistics.median(run[key] for run in found) for key in ("steps", "updates", "compile")}
-                  for name, found in runs.items()}
-        rows.append({"algorithm": algorithm, "seeds": seeds, "steps of each seed": steps} | {
-            f"{name} {key}": round(median[name][key], 1) for key in ("steps", "updates", "compile") for name in median} | {
-            "ratio of steps/s": round(median["rlzoo"]["steps"] / median["rejax"]["steps"], 2),
-            "updates of the networks alone": round(statistics.median(
-                networks_alone(algorithm, seeds) for _ in range(REPEATS)), 1)})
+        median = {
+            name: {
+                key: statistics.median(run[key] for run in found)
+                for key in ("steps", "updates", "compile")
+            }
+            for name, found in runs.items()
+        }
+        rows.append(
+            {"algorithm": algorithm, "seeds": seeds, "steps of each seed": steps}
+            | {
+                f"{name} {key}": round(median[name][key], 1)
+                for key in ("steps", "updates", "compile")
+                for name in median
+            }
+            | {
+                "ratio of steps/s": round(median["rlzoo"]["steps"] / median["rejax"]["steps"], 2),
+                "updates of the networks alone": round(
+                    statistics.median(networks_alone(algorithm, seeds) for _ in range(REPEATS)), 1
+                ),
+            }
+        )
     with (OUT / "rejax.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     hardware = machine.describe()
     lines = [
-        "# Speed against rejax 0.1.3", "",
+        "# Speed against rejax 0.1.3",
+        "",
         "CartPole-v1, equal hyper-parameters and update ratio, no evaluation inside the timed part. Medians of "
         f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
         "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation). The last column: "
         "updates/s of a plain version of the networks' forward and backward passes alone, without environment, replay, loss "
         "and optimiser. Of dqn that is some four times rejax's or less, so there is hardly room for four times the "
-        "updates.", "",
+        "updates.",
+        "",
         "Made by `python scripts/bench_rejax.py`. "
-        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.", "",
-        "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(f"{v:,}" if isinstance(v, (int, float)) else str(v) for v in row.values()) + " |"
-          for row in rows), "",
+        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.",
+        "",
+        "| " + " | ".join(rows[0]) + " |",
+        "|" + "---|" * len(rows[0]),
+        *(
+            "| "
+            + " | ".join(f"{v:,}" if isinstance(v, (int, float)) else str(v) for v in row.values())
+            + " |"
+            for row in rows
+        ),
+        "",
     ]
     for algorithm, differences in notes.items():
         lines += [f"Not equal in {algorithm}:", "", *(f"- {text}" for text in differences), ""]
@@ -150,7 +236,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", help=argparse.SUPPRESS)
     parser.add_argument("--members", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

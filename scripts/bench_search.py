@@ -1,14 +1,17 @@
-"""Nodes a second of A*, deferred A* and Q* with hand-written heuristics, beside what JAxtar was measured at.
+"""Nodes a second of A*, deferred A* and Q* with hand-written heuristics, beside what JAxtar was
+measured at.
 
-    python scripts/bench_search.py            # writes results/qstar/speed.md and speed.csv; about 5 minutes
+    # writes results/qstar/speed.md and speed.csv; about 5 minutes
+    python scripts/bench_search.py
 
-JAxtar (b0f2ba5) does not install beside today's jax, so its figures are those measured earlier on another machine of 2
-cores, with its batch of 1000, 1 million nodes, weight 1, compilation excluded. Both sides count the states stored in
-the closed set, by second of processor time, and both use JAxtar's heuristics: Manhattan distance with linear conflicts;
-two fifths of the lights; twice the shares of wrong stickers of the faces (the last two can overestimate). A matrix
-product timed in the same process scales the figures from that machine to this one. Problems of the 15-puzzle are states
-of the published test file (`$RLZOO_DATA/qstar`, by default ../shared/data/qstar); the others are scrambles, where the
-exact distance is known those that are as far from the goal as JAxtar's were.
+JAxtar (b0f2ba5) does not install beside today's jax, so its figures are those measured earlier on
+another machine of 2 cores, with its batch of 1000, 1 million nodes, weight 1, compilation excluded.
+Both sides count the states stored in the closed set, by second of processor time, and both use
+JAxtar's heuristics: Manhattan distance with linear conflicts; two fifths of the lights; twice the
+shares of wrong stickers of the faces (the last two can overestimate). A matrix product timed in the
+same process scales the figures from that machine to this one. Problems of the 15-puzzle are states
+of the published test file (`$RLZOO_DATA/qstar`, by default ../shared/data/qstar); the others are
+scrambles, where the exact distance is known those that are as far from the goal as JAxtar's were.
 """
 
 import csv
@@ -45,25 +48,41 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    def moved(env: str, moves: int, distances: tuple[int, ...], heuristic: Callable, theirs: dict) -> Case:
-        """States that `moves` random moves made: the first of each of these distances, or else the first three."""
+    def moved(
+        env: str, moves: int, distances: tuple[int, ...], heuristic: Callable, theirs: dict
+    ) -> Case:
+        """States that `moves` random moves made: the first of each of these distances, or else the
+        first three."""
         puzzle = rlzoo.make(env).inner
         states = puzzle.scramble(jax.random.key(0), jnp.full(300, moves), moves)
-        rows = [np.flatnonzero(np.asarray(puzzle.distance(states)) == d)[0] for d in distances] or [0, 1, 2]
-        problem = f"{moves} random moves" + (f", distance {', '.join(map(str, distances))}" if distances else "")
+        rows = [np.flatnonzero(np.asarray(puzzle.distance(states)) == d)[0] for d in distances] or [
+            0,
+            1,
+            2,
+        ]
+        problem = f"{moves} random moves" + (
+            f", distance {', '.join(map(str, distances))}" if distances else ""
+        )
         return Case(env, problem, np.asarray(states)[rows], lambda s: heuristic(puzzle, s), theirs)
 
     def wrong_stickers(cube, states):
         faces = (states != jnp.asarray(cube.goal)).reshape(*states.shape[:-1], 6, -1)
-        return 2.0 * faces.sum((-1, -2)) / (faces.shape[-1] - faces.shape[-1] % 2)  # a middle one is never wrong
+        return (
+            2.0 * faces.sum((-1, -2)) / (faces.shape[-1] - faces.shape[-1] % 2)
+        )  # a middle one is never wrong
 
     tiles = rlzoo.make("tile15").inner
     with np.load(DATA / "puzzle15_test.npz") as file:
         published = file["states"][[0, 100]]
     lights = lambda puzzle, states: 0.4 * states.sum(-1)
     return [
-        Case("tile15", "published states 0 and 100", published, tiles.linear_conflict,
-             {"A*": (66, 83), "deferred A*": (30, 32), "Q*": (34, 40)}),
+        Case(
+            "tile15",
+            "published states 0 and 100",
+            published,
+            tiles.linear_conflict,
+            {"A*": (66, 83), "deferred A*": (30, 32), "Q*": (34, 40)},
+        ),
         moved("lights-out5", 8, (8,), lights, {"A*": (113, 122), "Q*": (9, 11)}),
         moved("cube2", 9, (7, 5), wrong_stickers, {"A*": (86, 120), "Q*": (15, 18)}),
         moved("cube3", 7, (), wrong_stickers, {"A*": (76, 116), "Q*": (10, 10)}),
@@ -75,9 +94,11 @@ def solvers(case: Case) -> dict:
     value = lambda params, states: case.heuristic(states).astype(jnp.float32)
     q = lambda params, states: puzzle.costs + value(params, puzzle.apply_all(states))
     limits = {"batch": BATCH, "max_nodes": NODES}
-    return {"A*": astar.with_values(puzzle, value, max_entries=NODES, **limits),
-            "deferred A*": astar.with_values(puzzle, value, deferred=True, max_entries=NODES, **limits),
-            "Q*": qstar.with_values(puzzle, q, max_entries=4 * NODES, **limits)}
+    return {
+        "A*": astar.with_values(puzzle, value, max_entries=NODES, **limits),
+        "deferred A*": astar.with_values(puzzle, value, deferred=True, max_entries=NODES, **limits),
+        "Q*": qstar.with_values(puzzle, q, max_entries=4 * NODES, **limits),
+    }
 
 
 def calibrate() -> float:
@@ -104,9 +125,19 @@ def main() -> None:
                     began = time.process_time()
                     solution = solver(None, state)
                     seconds.append(time.process_time() - began)
-                rows.append({"env": case.env, "search": name, "problem": i, "status": solution.status, "cost": solution.cost,
-                             "nodes": solution.nodes, "generated": solution.generated, "cpu_seconds": min(seconds),
-                             "compile_cpu_seconds": compiling})
+                rows.append(
+                    {
+                        "env": case.env,
+                        "search": name,
+                        "problem": i,
+                        "status": solution.status,
+                        "cost": solution.cost,
+                        "nodes": solution.nodes,
+                        "generated": solution.generated,
+                        "cpu_seconds": min(seconds),
+                        "compile_cpu_seconds": compiling,
+                    }
+                )
                 print(rows[-1], flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     with (OUT / "speed.csv").open("w", newline="") as file:
@@ -118,13 +149,19 @@ def main() -> None:
 
 def write(rows: list[dict], gflops: float) -> None:
     scale = gflops / THEIR_GFLOPS
-    lines = ["# Speed of search beside JAxtar", "", " ".join((__doc__ or "").split("\n\n")[2].split()), "",
-             f"Made by `python scripts/bench_search.py` on one core of {machine.describe()['cpu']}: {gflops:.0f} GFLOP a "
-             f"CPU second, against {THEIR_GFLOPS:.1f} there (209 on two cores), so theirs are scaled by {scale:.2f}. Each "
-             f"problem counts with the best of {REPEATS} runs, a row with all nodes by all seconds. JAxtar's compilation "
-             "took 14 to 34 CPU seconds. Our Q* stores only the states it takes; JAxtar's stores all children.", "",
-             "| puzzle | problems | search | nodes stored | thousand a CPU second | JAxtar, scaled | ratio | compiling, s |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "# Speed of search beside JAxtar",
+        "",
+        " ".join((__doc__ or "").split("\n\n")[2].split()),
+        "",
+        f"Made by `python scripts/bench_search.py` on one core of {machine.describe()['cpu']}: {gflops:.0f} GFLOP a "
+        f"CPU second, against {THEIR_GFLOPS:.1f} there (209 on two cores), so theirs are scaled by {scale:.2f}. Each "
+        f"problem counts with the best of {REPEATS} runs, a row with all nodes by all seconds. JAxtar's compilation "
+        "took 14 to 34 CPU seconds. Our Q* stores only the states it takes; JAxtar's stores all children.",
+        "",
+        "| puzzle | problems | search | nodes stored | thousand a CPU second | JAxtar, scaled | ratio | compiling, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for case in cases():
         for name in ("A*", "deferred A*", "Q*"):
             mine = [row for row in rows if (row["env"], row["search"]) == (case.env, name)]
@@ -133,9 +170,14 @@ def write(rows: list[dict], gflops: float) -> None:
             theirs = ratio = ""
             if name in case.theirs:
                 low, high = (x * scale for x in case.theirs[name])
-                theirs, ratio = f"{low:.0f} to {high:.0f}", f"{speed / high:.1f} to {speed / low:.1f}"
-            lines.append(f"| {case.env} | {case.problem} | {name} | {min(nodes):,} to {max(nodes):,} | {speed:.0f} | "
-                         f"{theirs} | {ratio} | {mine[0]['compile_cpu_seconds']:.1f} |")
+                theirs, ratio = (
+                    f"{low:.0f} to {high:.0f}",
+                    f"{speed / high:.1f} to {speed / low:.1f}",
+                )
+            lines.append(
+                f"| {case.env} | {case.problem} | {name} | {min(nodes):,} to {max(nodes):,} | {speed:.0f} | "
+                f"{theirs} | {ratio} | {mine[0]['compile_cpu_seconds']:.1f} |"
+            )
     (OUT / "speed.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,10 +1,11 @@
-"""TD3's updates per second at the usual size (256-256, batch 256, 11 observations, 3 actions, replay in the program),
-and their share of what this machine multiplies matrices at.
+"""TD3's updates per second at the usual size (256-256, batch 256, 11 observations, 3 actions,
+replay in the program), and their share of what this machine multiplies matrices at.
 
     python scripts/bench_td3.py
 
-The environment is a linear toy that costs next to nothing, so that the updates are what is timed. Every case is a
-process of its own, run three times in turn with the matrix product between them; medians. Table: results/speed/td3.md.
+The environment is a linear toy that costs next to nothing, so that the updates are what is timed.
+Every case is a process of its own, run three times in turn with the matrix product between them;
+medians. Table: results/speed/td3.md.
 """
 
 import json
@@ -22,13 +23,18 @@ OBS, ACTION, WIDTH, BATCH = 11, 3, 256, 256
 
 
 def flops_per_update() -> float:
-    """Multiplications and additions of all matrix products of one update, on average over the policy delay of 2."""
+    """Multiplications and additions of all matrix products of one update, on average over the
+    policy delay of 2."""
     first, middle = WIDTH, WIDTH * WIDTH
     actor = OBS * first + middle + WIDTH * ACTION
     critic = (OBS + ACTION) * first + middle + WIDTH
-    no_input = lambda layers, inputs: layers - inputs * first  # the gradient with respect to the input is not needed
+    no_input = lambda layers, inputs: (
+        layers - inputs * first
+    )  # the gradient with respect to the input is not needed
     target = actor + 2 * critic
-    critics = 2 * (critic + critic + no_input(critic, OBS + ACTION))  # forward, kernels' gradients, activations' gradients
+    critics = 2 * (
+        critic + critic + no_input(critic, OBS + ACTION)
+    )  # forward, kernels' gradients, activations' gradients
     policy = actor + critic + critic + actor + no_input(actor, OBS)
     return 2 * BATCH * (target + critics + policy / 2)
 
@@ -84,17 +90,47 @@ def measure(members: int, processes: int, threads: int) -> float:
     """Updates per second of all members."""
     steps = str(2_500 * processes * threads // members)
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, __file__, "--train", "--env", "linear", "--total-steps", steps, "--buffer-size",
-                        "1_000_000", "--learning-starts", "1", "--seeds", str(members), "--processes", str(processes),
-                        "--eval-every", "0", "--eval-episodes", "1", "--quiet", "--out", f"{folder}/run"],
-                       check=True, timeout=600, env=os.environ | {"PJRT_NPROC": str(threads)})
+        subprocess.run(
+            [
+                sys.executable,
+                __file__,
+                "--train",
+                "--env",
+                "linear",
+                "--total-steps",
+                steps,
+                "--buffer-size",
+                "1_000_000",
+                "--learning-starts",
+                "1",
+                "--seeds",
+                str(members),
+                "--processes",
+                str(processes),
+                "--eval-every",
+                "0",
+                "--eval-episodes",
+                "1",
+                "--quiet",
+                "--out",
+                f"{folder}/run",
+            ],
+            check=True,
+            timeout=600,
+            env=os.environ | {"PJRT_NPROC": str(threads)},
+        )
         return json.loads(Path(folder, "run", "summary.json").read_text())["updates_per_second"]
 
 
 def matmul(threads: int) -> float:
     """GFLOP/s of 256 x 256 x 256 products in a compiled loop, in a process of its own."""
-    found = subprocess.run([sys.executable, __file__, "--matmul"], check=True, capture_output=True, text=True,
-                           env=os.environ | {"PJRT_NPROC": str(threads)})
+    found = subprocess.run(
+        [sys.executable, __file__, "--matmul"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PJRT_NPROC": str(threads)},
+    )
     return float(found.stdout)
 
 
@@ -126,24 +162,40 @@ def main() -> None:
             print("matmul", threads, rates[threads][-1], flush=True)
     one, both = (statistics.median(rates[threads]) for threads in (1, 2))
     work = flops_per_update()
-    rows = ["| members | processes | threads of each | updates/s, all members | GFLOP/s | share of the matrix product's |",
-            "|---|---|---|---|---|---|"]
+    rows = [
+        "| members | processes | threads of each | updates/s, all members | GFLOP/s | share of the matrix product's |",
+        "|---|---|---|---|---|---|",
+    ]
     for case in CASES:
         members, processes, threads = case
         updates = statistics.median(speeds[case])
         most = processes * one if threads == 1 else both
-        rows.append(f"| {members} | {processes} | {threads} | {updates:,.0f} | {updates * work / 1e9:.0f} | "
-                    f"{updates * work / 1e9 / most:.0%} |")
+        rows.append(
+            f"| {members} | {processes} | {threads} | {updates:,.0f} | {updates * work / 1e9:.0f} | "
+            f"{updates * work / 1e9 / most:.0%} |"
+        )
     facts = machine.describe()
-    OUT.write_text("\n".join([
-        "# TD3: updates per second", "",
-        f"256-256 networks, batch 256, {OBS} observations, {ACTION} actions, a replay of the whole run in the program, a "
-        "toy environment, one update a step. Medians of 3 runs taken in turn; compiling and evaluation not included. One "
-        f"update multiplies matrices for {work / 1e6:.0f} MFLOP on average. The last column compares with 256 x 256 x 256 "
-        f"products in a compiled loop, timed in between: {one:.0f} GFLOP/s with one thread, {both:.0f} with two.", "",
-        f"Made by `python scripts/bench_td3.py`. Hardware: {facts['cpu']}, {facts['cores']} cores.", "", *rows, ""]))
+    OUT.write_text(
+        "\n".join(
+            [
+                "# TD3: updates per second",
+                "",
+                f"256-256 networks, batch 256, {OBS} observations, {ACTION} actions, a replay of the whole run in the program, a "
+                "toy environment, one update a step. Medians of 3 runs taken in turn; compiling and evaluation not included. One "
+                f"update multiplies matrices for {work / 1e6:.0f} MFLOP on average. The last column compares with 256 x 256 x 256 "
+                f"products in a compiled loop, timed in between: {one:.0f} GFLOP/s with one thread, {both:.0f} with two.",
+                "",
+                f"Made by `python scripts/bench_td3.py`. Hardware: {facts['cpu']}, {facts['cores']} cores.",
+                "",
+                *rows,
+                "",
+            ]
+        )
+    )
     print(OUT.read_text())
 
 
 if __name__ == "__main__":
-    {"--train": train, "--matmul": time_matmul}.get(sys.argv[1] if len(sys.argv) > 1 else "", main)()
+    {"--train": train, "--matmul": time_matmul}.get(
+        sys.argv[1] if len(sys.argv) > 1 else "", main
+    )()

@@ -1,10 +1,12 @@
-"""32 seeds of PPO for 100,000 steps, ten times in a row: exits with 1 if a run does not end in time.
+"""32 seeds of PPO for 100,000 steps, ten times in a row: exits with 1 if a run does not end in
+time.
 
     python scripts/check_hang.py
 
-XLA's CPU thread pool can lose a wake-up in vmapped programs with many small kernels (seen with jax 0.10.2 in PPO of
-this and of another project): the process then sleeps for ever. rlzoo gives jax one thread on a CPU, which keeps it from
-happening; `PJRT_NPROC=2 python scripts/check_hang.py` shows what happens with two.
+XLA's CPU thread pool can lose a wake-up in vmapped programs with many small kernels (seen with jax
+0.10.2 in PPO of this and of another project): the process then sleeps for ever. rlzoo gives jax one
+thread on a CPU, which keeps it from happening; `PJRT_NPROC=2 python scripts/check_hang.py` shows
+what happens with two.
 """
 
 import subprocess
@@ -19,8 +21,17 @@ SECONDS = 120
 failures = 0
 for attempt in range(10):
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "algorithms" / "ppo.py"), "--seeds", "32", "--total-steps", "100_000",
-                   "--quiet", "--out", f"{folder}/run"]
+        command = [
+            sys.executable,
+            str(ROOT / "algorithms" / "ppo.py"),
+            "--seeds",
+            "32",
+            "--total-steps",
+            "100_000",
+            "--quiet",
+            "--out",
+            f"{folder}/run",
+        ]
         began = time.perf_counter()
         try:
             subprocess.run(command, check=True, timeout=SECONDS)

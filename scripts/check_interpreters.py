@@ -1,6 +1,7 @@
-"""A smoke suite on every interpreter from 3.11 to 3.13 that this machine has: install, list, train, load.
+"""A smoke suite on every interpreter from 3.11 to 3.13 that this machine has: install, list, train,
+load.
 
-    python scripts/check_interpreters.py
+python scripts/check_interpreters.py
 """
 
 import shutil
@@ -26,9 +27,16 @@ def interpreters() -> list[str]:
     found = []
     for minor in (11, 12, 13):
         name = f"python3.{minor}"
-        places = [shutil.which(name), *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/{name}"))]
+        places = [
+            shutil.which(name),
+            *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/{name}")),
+        ]
         for place in filter(None, places):
-            works = subprocess.run([place, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True)
+            works = subprocess.run(
+                [place, "-c", "import sys; print(sys.version_info[1])"],
+                capture_output=True,
+                text=True,
+            )
             if works.returncode == 0 and works.stdout.strip() == str(minor):
                 found.append(place)
                 break
@@ -40,9 +48,28 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([interpreter, "-m", "venv", f"{folder}/venv"], check=True)
             python = f"{folder}/venv/bin/python"
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT)], check=True)
-            done = subprocess.run([python, "-c", SMOKE, folder], cwd=folder, timeout=600, capture_output=True, text=True)
-            print(f"{interpreter}: {'passed' if done.returncode == 0 else 'FAILED'}\n{done.stdout}{done.stderr[-2000:]}")
+            subprocess.run(
+                [
+                    python,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    str(ROOT),
+                ],
+                check=True,
+            )
+            done = subprocess.run(
+                [python, "-c", SMOKE, folder],
+                cwd=folder,
+                timeout=600,
+                capture_output=True,
+                text=True,
+            )
+            print(
+                f"{interpreter}: {'passed' if done.returncode == 0 else 'FAILED'}\n{done.stdout}{done.stderr[-2000:]}"
+            )
             if done.returncode:
                 sys.exit(1)
 

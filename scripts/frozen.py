@@ -1,9 +1,11 @@
-"""How good are the features that a value loss leaves behind? PQN, then a new linear head on its frozen network.
+"""How good are the features that a value loss leaves behind? PQN, then a new linear head on its
+frozen network.
 
     python scripts/frozen.py --loss hl_gauss --learning-rate 5e-4
 
-Study A5 of results/value_loss (figure 16 of arXiv 2403.03950). The first half of the steps trains PQN with `loss`; the
-second trains a head alone, by the squared error whatever the loss was, on the layers that the first half left.
+Study A5 of results/value_loss (figure 16 of arXiv 2403.03950). The first half of the steps trains
+PQN with `loss`; the second trains a head alone, by the squared error whatever the loss was, on the
+layers that the first half left.
 """
 
 import dataclasses
@@ -31,11 +33,25 @@ class Config:
 
 
 def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm:
-    steps = config.total_steps // 2  # below: the settings of the other studies on MinAtar, ONLINE of value_loss.py
+    steps = (
+        config.total_steps // 2
+    )  # below: the settings of the other studies on MinAtar, ONLINE of value_loss.py
     loss = "mse" if config.loss == "untrained" else config.loss
-    first = pqn.Config(env=config.env, total_steps=steps, loss=loss, learning_rate=config.learning_rate, num_envs=32,
-                       num_steps=8, minibatches=4, epochs=2, td_lambda=0.65, epsilon_end=0.05, hidden=(128,),
-                       v_min=-1.0, v_max=19.0)
+    first = pqn.Config(
+        env=config.env,
+        total_steps=steps,
+        loss=loss,
+        learning_rate=config.learning_rate,
+        num_envs=32,
+        num_steps=8,
+        minibatches=4,
+        epochs=2,
+        td_lambda=0.65,
+        epsilon_end=0.05,
+        hidden=(128,),
+        v_min=-1.0,
+        v_max=19.0,
+    )
     whole = pqn.make(first, env)
     probe = pqn.make(dataclasses.replace(first, loss="mse", learning_rate=config.head_rate), env)
     shapes = lambda params: jax.tree.map(lambda x: x.shape, params)
@@ -47,21 +63,31 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
     def enter(states: Any) -> Any:
         """Of all members, on the host: the state of a new run but for the layers."""
         fresh = jax.vmap(probe.init)(jax.random.wrap_key_data(states.key))
-        return fresh.replace(params=with_head(states.params, fresh.params), key=jax.random.key_data(fresh.key))
+        return fresh.replace(
+            params=with_head(states.params, fresh.params), key=jax.random.key_data(fresh.key)
+        )
 
     def step(state: Any, t: jax.Array) -> tuple:
         learnt, metrics = probe.step(state, t)
         return learnt.replace(params=with_head(state.params, learnt.params)), metrics
 
     calls = -(-steps // whole.steps_per_call)
-    features: Callable = (lambda state, t: (state, {})) if config.loss == "untrained" else whole.step  # type: ignore[assignment]
-    return whole._replace(step=None, act=act, stages=(
-        rlzoo.Stage("layers", features, calls), rlzoo.Stage("head", step, calls, enter)))
+    features: Callable = (
+        (lambda state, t: (state, {})) if config.loss == "untrained" else whole.step
+    )  # type: ignore[assignment]
+    return whole._replace(
+        step=None,
+        act=act,
+        stages=(rlzoo.Stage("layers", features, calls), rlzoo.Stage("head", step, calls, enter)),
+    )
 
 
 def with_head(layers: dict, head: dict) -> dict:
     """Parameters: all but the last layer of `layers`, and the last one of `head`."""
-    last = max((name for name in layers["params"] if name.startswith("Dense_")), key=lambda name: int(name[6:]))
+    last = max(
+        (name for name in layers["params"] if name.startswith("Dense_")),
+        key=lambda name: int(name[6:]),
+    )
     return {"params": layers["params"] | {last: head["params"][last]}}
 
 

@@ -4,16 +4,16 @@ Run by the peer's interpreter (see peers.py), never by ours:
 
     .peers/rejax/bin/python scripts/peer_rejax.py ppo|dqn --seeds N --steps T [--repeat K]
 
-Only public knobs of rejax are turned (`create`, `replace`, the evaluation callback) and none of its code is
-changed; what its settings cannot express stays as rejax does it, and is listed under `differences`.
-Training is compiled ahead of time and timed alone: no evaluation runs inside it. Afterwards, untimed, the
-last repeat's agents are evaluated.
+Only public knobs of rejax are turned (`create`, `replace`, the evaluation callback) and none of its
+code is changed; what its settings cannot express stays as rejax does it, and is listed under
+`differences`. Training is compiled ahead of time and timed alone: no evaluation runs inside it.
+Afterwards, untimed, the last repeat's agents are evaluated.
 
-Keys: `compile_seconds` is tracing and compiling, never from a cache; `seconds` one number per repeat (a
-repeat is a whole training from other keys) until all outputs are ready, `cpu_seconds` the same in process
-CPU time; the two rates are totals over all seeds divided by the median repeat. `env_steps` and `updates`
-are per seed, read from rejax's own counters at the end; one update is one minibatch, which for PPO moves
-both actor and critic.
+Keys: `compile_seconds` is tracing and compiling, never from a cache; `seconds` one number per
+repeat (a repeat is a whole training from other keys) until all outputs are ready, `cpu_seconds` the
+same in process CPU time; the two rates are totals over all seeds divided by the median repeat.
+`env_steps` and `updates` are per seed, read from rejax's own counters at the end; one update is one
+minibatch, which for PPO moves both actor and critic.
 """
 
 import argparse
@@ -97,7 +97,8 @@ def make_dqn(steps):
         normalize_rewards=False,
         **timed_alone(steps),
     )
-    # `agent_kwargs` cannot set the layer sizes (0.1.3 passes 64, 64 beside them): give the network whole.
+    # `agent_kwargs` cannot set the layer sizes (0.1.3 passes 64, 64 beside them): give the network
+    # whole.
     network = EpsilonGreedyPolicy(DiscreteQNetwork)(
         hidden_layer_sizes=(120, 84), action_dim=algorithm.action_dim, activation=jax.nn.relu
     )
@@ -112,7 +113,8 @@ def make_dqn(steps):
 
 
 def timed_alone(steps):
-    """Settings that leave one evaluation callback, at the end, which `main` replaces by `nothing`."""
+    """Settings that leave one evaluation callback, at the end, which `main` replaces by
+    `nothing`."""
     return {"total_timesteps": steps, "eval_freq": steps, "skip_initial_evaluation": True}
 
 
@@ -123,20 +125,30 @@ def nothing(algorithm, state, key):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("algorithm", choices=["ppo", "dqn"])
-    parser.add_argument("--seeds", type=positive, required=True, help="agents trained at once, by jax.vmap")
+    parser.add_argument(
+        "--seeds", type=positive, required=True, help="agents trained at once, by jax.vmap"
+    )
     parser.add_argument("--steps", type=positive, required=True, help="environment steps per agent")
     parser.add_argument("--repeat", type=positive, default=1, help="timed trainings, compiled once")
-    parser.add_argument("--seed", type=int, default=0, help="repeat r starts from PRNGKey(seed + r)")
-    parser.add_argument("--eval-episodes", type=int, default=16, help="per agent, untimed; 0 for none")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="repeat r starts from PRNGKey(seed + r)"
+    )
+    parser.add_argument(
+        "--eval-episodes", type=int, default=16, help="per agent, untimed; 0 for none"
+    )
     args = parser.parse_args()
 
     jax.config.update("jax_enable_compilation_cache", False)  # a compilation time is to be measured
     algorithm, updates, differences = {"ppo": make_ppo, "dqn": make_dqn}[args.algorithm](args.steps)
     algorithm = algorithm.replace(eval_callback=nothing)
-    keys = [jax.random.split(jax.random.PRNGKey(args.seed + r), args.seeds) for r in range(args.repeat)]
+    keys = [
+        jax.random.split(jax.random.PRNGKey(args.seed + r), args.seeds) for r in range(args.repeat)
+    ]
     jax.block_until_ready(keys)
 
-    say(f"rejax {args.algorithm}: {args.seeds} seeds x {args.steps} steps on {device()}, compiling ...")
+    say(
+        f"rejax {args.algorithm}: {args.seeds} seeds x {args.steps} steps on {device()}, compiling ..."
+    )
     start = time.perf_counter()
     lowered = jax.jit(jax.vmap(algorithm.train)).lower(keys[0])
     trace_seconds = time.perf_counter() - start
@@ -170,20 +182,33 @@ def main():
     }
     if args.eval_episodes > 0:
         say("evaluating ...")
-        result["returns"] = [round(float(r), 2) for r in final_returns(algorithm, state, args.eval_episodes)]
+        result["returns"] = [
+            round(float(r), 2) for r in final_returns(algorithm, state, args.eval_episodes)
+        ]
         result["return_mean"] = round(statistics.mean(result["returns"]), 2)
     result["differences"] = differences
     result["device"] = device()
     result["xla_flags"] = os.environ.get("XLA_FLAGS", "")
     result["versions"] = {"python": platform.python_version()} | {
         name: metadata.version(name)
-        for name in ("rejax", "gymnax", "jax", "jaxlib", "flax", "optax", "distrax", "chex", "numpy")
+        for name in (
+            "rejax",
+            "gymnax",
+            "jax",
+            "jaxlib",
+            "flax",
+            "optax",
+            "distrax",
+            "chex",
+            "numpy",
+        )
     }
     print(json.dumps(result), flush=True)
 
 
 def final_returns(algorithm, state, episodes):
-    """Mean return of each agent, as rejax evaluates: PPO samples its actions, DQN has epsilon 0.005."""
+    """Mean return of each agent, as rejax evaluates: PPO samples its actions, DQN has epsilon
+    0.005."""
 
     def one(state, key):
         limit = algorithm.env_params.max_steps_in_episode

@@ -1,13 +1,16 @@
-"""Interpreters for the other projects that the benchmarks measure against, one virtual environment each.
+"""Interpreters for the other projects that the benchmarks measure against, one virtual environment
+each.
 
     from peers import peer_python
-    subprocess.run([peer_python("rejax"), "scripts/peer_rejax.py", "ppo", "--seeds", "8", "--steps", "20000"])
+    subprocess.run([peer_python("rejax"), "scripts/peer_rejax.py", "ppo", "--seeds", "8", "--steps",
+    "20000"])
 
 or, to make one and print its path: `python scripts/peers.py rejax`.
 
-A peer gets the jax and jaxlib of the interpreter that calls (with its CUDA plugin, where it has one), so
-both sides of a comparison run on the same compiler; what else the peer computes with is pinned in `PINS`.
-Environments live in `<repo>/.peers/<name>` and are made anew when the pins, jax or Python change.
+A peer gets the jax and jaxlib of the interpreter that calls (with its CUDA plugin, where it has
+one), so both sides of a comparison run on the same compiler; what else the peer computes with is
+pinned in `PINS`. Environments live in `<repo>/.peers/<name>` and are made anew when the pins, jax
+or Python change.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 DONE = "rlzoo-peer.txt"  # written last: an environment without it was interrupted
 
-# rejax 0.1.3 asks for gymnax>=0.0.9 without an upper bound, and stops at its first step on gymnax 1.x, whose
-# `step` returns six values. The rest are the versions that it was tried with.
+# rejax 0.1.3 asks for gymnax>=0.0.9 without an upper bound, and stops at its first step on gymnax
+# 1.x, whose `step` returns six values. The rest are the versions that it was tried with.
 PINS: dict[str, list[str]] = {
     "rejax": [
         "rejax==0.1.3",
@@ -53,10 +56,11 @@ def requirements(name: str) -> list[str]:
 
 
 def peer_python(name: str) -> Path:
-    """The interpreter of the peer `name`; its environment is made on first use, which takes about a minute.
+    """The interpreter of the peer `name`; its environment is made on first use, which takes about a
+    minute.
 
-    Raises ValueError for an unknown name, RuntimeError when the caller has no jax or the installation fails.
-    Not safe to call from two processes at once for the same new peer.
+    Raises ValueError for an unknown name, RuntimeError when the caller has no jax or the
+    installation fails. Not safe to call from two processes at once for the same new peer.
     """
     wanted = "\n".join([f"python=={platform.python_version()}", *requirements(name)]) + "\n"
     home = REPO / ".peers" / name
@@ -64,7 +68,9 @@ def peer_python(name: str) -> Path:
     if python.exists() and (home / DONE).exists() and (home / DONE).read_text() == wanted:
         return python
 
-    say(f"[peers] installing {name} into {home} (once, about a minute): {', '.join(wanted.split())}")
+    say(
+        f"[peers] installing {name} into {home} (once, about a minute): {', '.join(wanted.split())}"
+    )
     start = time.perf_counter()
     if home.exists():
         shutil.rmtree(home)

@@ -1,7 +1,8 @@
-"""Tiny environments whose values are known exactly, so that an algorithm that learns them wrong is wrong.
+"""Tiny environments whose values are known exactly, so that an algorithm that learns them wrong is
+wrong.
 
-Importing this module registers each with gymnax: with two discrete actions and, where `-continuous` is
-added to the id, with one continuous action in [-1, 1]. Observations are float32 [1].
+Importing this module registers each with gymnax: with two discrete actions and, where `-continuous`
+is added to the id, with one continuous action in [-1, 1]. Observations are float32 [1].
 
     id               episode                                  value under the best policy, discount g
     probe-one-step   1 step, reward 1                         1
@@ -29,7 +30,8 @@ class State:
 
 
 class Probe(environment.Environment):
-    """Subclasses say what is seen, what is rewarded and when it ends, all by the state before the step."""
+    """Subclasses say what is seen, what is rewarded and when it ends, all by the state before the
+    step."""
 
     steps = 10
     length = 1
@@ -96,7 +98,8 @@ class ObservationReward(Probe):
 
 
 class ActionReward(ObservationReward):
-    """Wrong: the policy's improvement. Discrete: 1 for action 1 at obs 1 and action 0 at obs -1, else -1.
+    """Wrong: the policy's improvement. Discrete: 1 for action 1 at obs 1 and action 0 at obs -1,
+    else -1.
     Continuous: 1 - (action - obs / 2)^2, best at half the observation."""
 
     def reward(self, state: State, action: jax.Array) -> Any:
@@ -106,7 +109,8 @@ class ActionReward(ObservationReward):
 
 
 class TimeLimitProbe(Probe):
-    """Wrong: bootstrapping at a time limit. Cutting it there gives a value of (1 - g^k) / (1 - g) at most."""
+    """Wrong: bootstrapping at a time limit. Cutting it there gives a value of (1 - g^k) / (1 - g)
+    at most."""
 
     steps = 5
     length = None

@@ -76,7 +76,7 @@ def refused(answer, *parts):
         assert part in err, err
 
 
-# ---- quick answers --------------------------------------------------------------------------------------------
+# ---- quick answers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,13 @@ def test_answers_without_jax(argv, expected):
         "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo import cli\n"
         "try: cli.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
     )
-    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # not wall time: tests run on busy machines
+    spent = lambda: sum(
+        resource.getrusage(resource.RUSAGE_CHILDREN)[:2]
+    )  # not wall time: tests run on busy machines
     before = spent()
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
     assert done.stdout.splitlines()[-1].strip() == "heavy:"
@@ -132,12 +136,15 @@ def test_read_sees_what_the_class_says():
     assert not found["learning_rate"].static and "nan" in found["learning_rate"].doc
 
 
-# ---- training -------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_a_run_of_the_command(finished):
     described = json.loads((finished / "config.json").read_text())
-    assert described["config"] | {"noisy": False, "mode": "evaluate", "total_steps": 20} == described["config"]
+    assert (
+        described["config"] | {"noisy": False, "mode": "evaluate", "total_steps": 20}
+        == described["config"]
+    )
     assert described["sweep"] == {"learning_rate": [0.1, 0.2]}
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "done" and len(summary["members"]) == 4
@@ -148,8 +155,15 @@ def test_resume_takes_the_recorded_values(finished, rlzoo):
     before = (finished / "metrics.csv").read_text()
     assert rlzoo("train", TOY, "--resume", "--out", finished)[0] == 0
     assert (finished / "metrics.csv").read_text() == before
-    refused(rlzoo("train", TOY, "--resume", "--out", finished, "--width", "5"), "width was 4, now 5", "--force")
-    refused(rlzoo("train", TOY, "--resume", "--out", finished, "--sweep", "learning_rate=0.3"), "sweep was")
+    refused(
+        rlzoo("train", TOY, "--resume", "--out", finished, "--width", "5"),
+        "width was 4, now 5",
+        "--force",
+    )
+    refused(
+        rlzoo("train", TOY, "--resume", "--out", finished, "--sweep", "learning_rate=0.3"),
+        "sweep was",
+    )
     refused(rlzoo("train", "dqn", "--resume", "--out", finished), "started differently")
 
 
@@ -167,9 +181,15 @@ def test_display_and_default_folder(tmp_path, rlzoo, monkeypatch, without_pictur
         for name in names[:1]:
             jax.config.update(name, None)
         code, out, _ = rlzoo(*argv, "--no-cache")
-        assert code == 0 and "compiled programs are kept" not in out and not (tmp_path / "kept").exists()
+        assert (
+            code == 0
+            and "compiled programs are kept" not in out
+            and not (tmp_path / "kept").exists()
+        )
         code, out, _ = rlzoo(*argv, "--env", "Acrobot-v1", "--sweep", "learning_rate=nan,0.1")
-        assert code == 0 and f"compiled programs are kept in {tmp_path / 'kept'}" in out.replace("\n", "")
+        assert code == 0 and f"compiled programs are kept in {tmp_path / 'kept'}" in out.replace(
+            "\n", ""
+        )
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
@@ -179,7 +199,7 @@ def test_display_and_default_folder(tmp_path, rlzoo, monkeypatch, without_pictur
     assert (run / "summary.json").exists() and f"record in runs/toy/Acrobot-v1/{run.name}" in out
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 def test_bad_names(rlzoo, tmp_path):
@@ -188,8 +208,14 @@ def test_bad_names(rlzoo, tmp_path):
     refused(rlzoo("train", tmp_path / "none.py"), "there is no file")
     (tmp_path / "empty.py").write_text("x = 1\n")
     refused(rlzoo("train", tmp_path / "empty.py"), "has no class Config")
-    refused(rlzoo("train", TOY, *SMALL, "--env", "CartPole-v3"), "unknown environment 'CartPole-v3'", "CartPole-v1")
-    refused(rlzoo("train", TOY, *SMALL, "--env", "brax/hoper"), "unknown brax environment", "hopper")
+    refused(
+        rlzoo("train", TOY, *SMALL, "--env", "CartPole-v3"),
+        "unknown environment 'CartPole-v3'",
+        "CartPole-v1",
+    )
+    refused(
+        rlzoo("train", TOY, *SMALL, "--env", "brax/hoper"), "unknown brax environment", "hopper"
+    )
     refused(rlzoo("train", TOY, *SMALL, "--env", "CartPole-v1?lenght=1"), "'lenght'", "length")
     code, out, err = rlzoo("train", "dqn", "--learning-rat", "0.1")
     assert code == 2 and "--learning-rate" in out + err and "Traceback" not in err
@@ -199,15 +225,37 @@ def test_bad_names(rlzoo, tmp_path):
 
 def test_bad_values(rlzoo, tmp_path):
     out = ["--out", tmp_path / "never"]
-    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rat=0.1"), "learning_rat", "learning_rate")
-    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate=fast"), "'fast'", "takes float", "0.1")
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rat=0.1"),
+        "learning_rat",
+        "learning_rate",
+    )
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate=fast"),
+        "'fast'",
+        "takes float",
+        "0.1",
+    )
     refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5'", "takes int")
     refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "hidden=a"), "'a'", "3x2")
-    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate"), "should read field=value,value")
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate"),
+        "should read field=value,value",
+    )
     refused(rlzoo("train", TOY, *SMALL, *out, "--seeds", "0"), "--seeds is 0", "at least 1")
-    refused(rlzoo("train", TOY, *SMALL, *out, "--width", str(2**42)), "GiB is free", "Fewer --seeds")
-    refused(rlzoo("train", "dqn", *SMALL, *out, "--batch-size", "20000"), "batch_size=20000", "buffer_size=10000")
-    refused(rlzoo("train", "dqn", *SMALL, *out, "--env", "Pendulum-v1"), "continuous actions", "discrete")
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--width", str(2**42)), "GiB is free", "Fewer --seeds"
+    )
+    refused(
+        rlzoo("train", "dqn", *SMALL, *out, "--batch-size", "20000"),
+        "batch_size=20000",
+        "buffer_size=10000",
+    )
+    refused(
+        rlzoo("train", "dqn", *SMALL, *out, "--env", "Pendulum-v1"),
+        "continuous actions",
+        "discrete",
+    )
     assert not (tmp_path / "never").exists()
 
 
@@ -215,14 +263,18 @@ def test_bad_folders(rlzoo, tmp_path, finished):
     refused(rlzoo("train", TOY, *SMALL, "--out", finished), "already holds a run", "--resume")
     (tmp_path / "notes.txt").write_text("mine")
     refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path), "already holds other files")
-    refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path / "notes.txt" / "run"), "cannot write to", "another --out")
+    refused(
+        rlzoo("train", TOY, *SMALL, "--out", tmp_path / "notes.txt" / "run"),
+        "cannot write to",
+        "another --out",
+    )
     refused(rlzoo("train", TOY, *SMALL, "--out", "/proc/rlzoo"), "cannot write to")
     refused(rlzoo("train", TOY, *SMALL, "--resume"), "--resume needs --out")
     refused(rlzoo("train", TOY, "--resume", "--out", tmp_path / "none"), "is not a run")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-# ---- after the run --------------------------------------------------------------------------------------------
+# ---- after the run -------------------------------------------------------------------------------
 
 
 def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
@@ -232,7 +284,18 @@ def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
     assert Path("my_dqn.py").read_text() == cli.find("dqn").read_text()
     refused(rlzoo("copy", "dqn", "my_dqn.py"), "exists already")
     refused(rlzoo("copy", "dqn", "my_dqn.txt"), "ends in .py")
-    small = ["--num-envs", "4", "--hidden", "8", "--buffer-size", "64", "--batch-size", "8", "--learning-starts", "8"]
+    small = [
+        "--num-envs",
+        "4",
+        "--hidden",
+        "8",
+        "--buffer-size",
+        "64",
+        "--batch-size",
+        "8",
+        "--learning-starts",
+        "8",
+    ]
     code, out, err = rlzoo("train", "./my_dqn.py", *SMALL, *small, "--out", "run")
     assert code == 0, err
     assert json.loads(Path("run/config.json").read_text())["algorithm"] == "my_dqn"
@@ -246,13 +309,17 @@ def test_export(rlzoo, tmp_path, finished):
     with np.load(tmp_path / "out.npz") as arrays:
         assert {*arrays} == {"w", "b"}
         np.testing.assert_array_equal(arrays["w"], policy["w"])
-    assert rlzoo("copy", "--params", finished, tmp_path / "out.safetensors", "--member", "3")[0] == 0
+    assert (
+        rlzoo("copy", "--params", finished, tmp_path / "out.safetensors", "--member", "3")[0] == 0
+    )
     from safetensors.numpy import load_file
 
     np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["b"], policy["b"])
     refused(rlzoo("copy", "--params", finished, tmp_path / "out.pkl"), ".npz or .safetensors")
     refused(rlzoo("copy", "--params", tmp_path, tmp_path / "other.npz"), "is not a run")
-    refused(rlzoo("copy", "--params", finished, tmp_path / "other.npz", "--member", "9"), "no member 9")
+    refused(
+        rlzoo("copy", "--params", finished, tmp_path / "other.npz", "--member", "9"), "no member 9"
+    )
 
 
 def test_plot_and_report(rlzoo, tmp_path, finished):
@@ -265,33 +332,66 @@ def test_plot_and_report(rlzoo, tmp_path, finished):
     refused(rlzoo("report", finished, tmp_path), "is not a run directory")
 
 
-# ---- packaging ------------------------------------------------------------------------------------------------
+# ---- packaging -----------------------------------------------------------------------------------
 
 
 def test_several_processes_share_the_members(tmp_path):
-    """One command, two workers: process 0 records everybody, also the members that the other one trained."""
-    command = [sys.executable, TOY, *SMALL, "--seeds", "3", "--processes", "2", "--out", str(tmp_path / "run")]
+    """One command, two workers: process 0 records everybody, also the members that the other one
+    trained."""
+    command = [
+        sys.executable,
+        TOY,
+        *SMALL,
+        "--seeds",
+        "3",
+        "--processes",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, timeout=200, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "done"
     assert [m["member"] for m in summary["members"]] == [0, 1, 2]
     assert all(m["eval/return"] is not None for m in summary["members"])
-    wrong = subprocess.run([*command[:-1], str(tmp_path / "other"), "--env", "CartPol-v1"], timeout=200,
-                           capture_output=True, text=True)
-    assert wrong.returncode == 2 and "nearest: CartPole-v1" in wrong.stderr and "Traceback" not in wrong.stderr
+    wrong = subprocess.run(
+        [*command[:-1], str(tmp_path / "other"), "--env", "CartPol-v1"],
+        timeout=200,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        wrong.returncode == 2
+        and "nearest: CartPole-v1" in wrong.stderr
+        and "Traceback" not in wrong.stderr
+    )
 
 
 @pytest.mark.slow
 def test_a_process_that_is_late_is_waited_for(tmp_path):
-    """As where one of them compiles for longer; without the barrier, jax's first sum gives up after 30 seconds."""
-    start, late = "def make(config, env, dataset=None):\n", "    global sleep\n    sleep, _ = (lambda s: None), sleep(40)\n"
+    """As where one of them compiles for longer; without the barrier, jax's first sum gives up after
+    30 seconds."""
+    start, late = (
+        "def make(config, env, dataset=None):\n",
+        "    global sleep\n    sleep, _ = (lambda s: None), sleep(40)\n",
+    )
     text = Path(TOY).read_text().replace(start, start + late)
     sleep = "import os, time\nsleep = time.sleep if os.environ.get('JAX_PROCESS_ID') == '1' else lambda s: None\n"
     (tmp_path / "late.py").write_text(text.replace("import rlzoo\n", f"import rlzoo\n{sleep}"))
-    command = [sys.executable, str(tmp_path / "late.py"), *SMALL, "--seeds", "2", "--processes", "2"]
+    command = [
+        sys.executable,
+        str(tmp_path / "late.py"),
+        *SMALL,
+        "--seeds",
+        "2",
+        "--processes",
+        "2",
+    ]
     began = time.monotonic()
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], timeout=250, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], timeout=250, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began > 40
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
@@ -304,14 +404,31 @@ def test_wheel_works_from_another_folder(tmp_path):
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path / "tree")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(tmp_path / "tree")],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--outdir",
+            str(tmp_path),
+            str(tmp_path / "tree"),
+        ],
         check=True,
         capture_output=True,
         timeout=200,
     )
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--target",
+            str(tmp_path / "site"),
+            str(wheel),
+        ],
         check=True,
         capture_output=True,
         timeout=200,
@@ -330,7 +447,18 @@ def test_wheel_works_from_another_folder(tmp_path):
     listed = run("list")
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.startswith(str(tmp_path / "site")) and "ppo" in listed.stdout
-    small = ["--num-envs", "4", "--hidden", "8", "--buffer-size", "64", "--batch-size", "8", "--learning-starts", "8"]
+    small = [
+        "--num-envs",
+        "4",
+        "--hidden",
+        "8",
+        "--buffer-size",
+        "64",
+        "--batch-size",
+        "8",
+        "--learning-starts",
+        "8",
+    ]
     trained = run("train", "dqn", *SMALL, *small, "--out", str(tmp_path / "run"))
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"

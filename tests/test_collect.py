@@ -23,21 +23,45 @@ CART = f"CartPole-v1?max_steps_in_episode={LIMIT}"
 
 def train(make, config, out, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "compiler_options", lambda backend: {"xla_backend_optimization_level": 0})  # as quick_jit
-        return rlzoo.train(make, config, out=str(out), quiet=True, eval_every=0, eval_episodes=2, cache=False, **options).dir
+        patch.setattr(
+            machine, "compiler_options", lambda backend: {"xla_backend_optimization_level": 0}
+        )  # as quick_jit
+        return rlzoo.train(
+            make,
+            config,
+            out=str(out),
+            quiet=True,
+            eval_every=0,
+            eval_episodes=2,
+            cache=False,
+            **options,
+        ).dir
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Two members of a DQN whose replay of 40 rows was overwritten: 66 steps in 2 environments."""
-    config = dqn.Config(env=CART, total_steps=66, num_envs=2, buffer_size=40, batch_size=4, learning_starts=6, hidden=(4,))
+    config = dqn.Config(
+        env=CART,
+        total_steps=66,
+        num_envs=2,
+        buffer_size=40,
+        batch_size=4,
+        learning_starts=6,
+        hidden=(4,),
+    )
     return train(dqn.make, config, tmp_path_factory.mktemp("runs") / "dqn", seeds=2)
 
 
 @pytest.fixture(scope="module")
 def remembering(tmp_path_factory):
-    """The toy whose policy takes turns, if its memory starts anew with each episode and is told the rewards."""
-    return train(toy.make, toy.Config(env=CART, total_steps=4, mode="memory"), tmp_path_factory.mktemp("runs") / "toy")
+    """The toy whose policy takes turns, if its memory starts anew with each episode and is told the
+    rewards."""
+    return train(
+        toy.make,
+        toy.Config(env=CART, total_steps=4, mode="memory"),
+        tmp_path_factory.mktemp("runs") / "toy",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +69,7 @@ def cart():
     return collect.random(CART, 70)  # more than are played at the same time
 
 
-# ---- whole and exact episodes ---------------------------------------------------------------------------------
+# ---- whole and exact episodes --------------------------------------------------------------------
 
 
 def test_every_step_is_what_the_environment_does(cart):
@@ -79,10 +103,13 @@ def test_every_step_is_what_the_environment_does(cart):
 
 
 def test_episodes_are_those_of_evaluation(cart):
-    """Number i depends on the seed and i alone, so none is favoured. A loop over environments that reset themselves,
-    which takes the episodes that end first, favours short ones."""
+    """Number i depends on the seed and i alone, so none is favoured. A loop over environments that
+    reset themselves, which takes the episodes that end first, favours short ones."""
     env = rlzoo.make(CART)
-    act = lambda memory, obs, reward, keys: (jax.vmap(lambda key: collect._random_action(env, key))(keys), memory)
+    act = lambda memory, obs, reward, keys: (
+        jax.vmap(lambda key: collect._random_action(env, key))(keys),
+        memory,
+    )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(500))
     returns, lengths = map(np.asarray, jax.jit(lambda keys: episodes(env, act, None, keys))(keys))
     np.testing.assert_array_equal(dataset.episodes(cart).lengths, lengths[:70])
@@ -93,7 +120,8 @@ def test_episodes_are_those_of_evaluation(cart):
 
 
 def test_continuous_actions_are_those_taken():
-    """The policy asks for 3 at obs 1 and for 0.2 at obs -1; the reward 1 - (action - obs / 2)^2 tells what was done."""
+    """The policy asks for 3 at obs 1 and for 0.2 at obs -1; the reward 1 - (action - obs / 2)^2
+    tells what was done."""
     env = rlzoo.make("probe-action-continuous")
     act = lambda policy, obs, key: jnp.where(obs > 0, policy, 0.2)
     data = collect.record(env, act, jnp.float32(3.0), 200, jax.random.key(0), noise=0.1)
@@ -111,7 +139,9 @@ def test_random_actions_fill_the_range():
     draw = jax.vmap(lambda key: collect._random_action(rlzoo.make("probe-action-continuous"), key))
     action = np.asarray(draw(jax.random.split(jax.random.key(0), 500)))
     assert action.shape == (500, 1) and np.abs(action).max() <= 1
-    assert abs(action.mean()) < 0.1 and action.min() < -0.95 and action.max() > 0.95  # not [0, 1], young-geng/JaxCQL#1
+    assert (
+        abs(action.mean()) < 0.1 and action.min() < -0.95 and action.max() > 0.95
+    )  # not [0, 1], young-geng/JaxCQL#1
 
 
 def test_time_limits_and_discrete_noise():
@@ -119,7 +149,9 @@ def test_time_limits_and_discrete_noise():
     act = lambda policy, obs, key: jnp.int32(1)
     data = collect.record(env, act, None, 100, jax.random.key(0), noise=0.5)
     assert len(data) == 500 and data.truncated.sum() == 100 and not data.terminated.any()
-    assert float(data.action.mean()) == pytest.approx(0.75, abs=0.07)  # half of the random ones are 1, too
+    assert float(data.action.mean()) == pytest.approx(
+        0.75, abs=0.07
+    )  # half of the random ones are 1, too
     for wrong, match in ((1.5, r"noise=1.5: must lie in \[0, 1\]"), (-0.1, "noise=-0.1")):
         with pytest.raises(Refused, match=match):
             collect.record(env, act, None, 1, jax.random.key(0), noise=wrong)
@@ -127,7 +159,7 @@ def test_time_limits_and_discrete_noise():
         collect.random("CartPole-v1", 0)
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 def test_policy(run):
@@ -138,7 +170,9 @@ def test_policy(run):
     first = int(data.starts[3])
     for member, rows in ((0, slice(0, first)), (1, slice(first, None))):
         act, policy = rlzoo.load(run, member)
-        np.testing.assert_array_equal(data.action[rows], act(policy, data.obs[rows], jax.random.key(0)))
+        np.testing.assert_array_equal(
+            data.action[rows], act(policy, data.obs[rows], jax.random.key(0))
+        )
     with pytest.raises(Refused, match="no member 2"):
         collect.policy(run, 3, member=2)
 
@@ -149,7 +183,7 @@ def test_policies_that_remember(remembering):
     np.testing.assert_array_equal(data.action, np.concatenate([np.arange(n) % 2 for n in lengths]))
 
 
-# ---- replay ---------------------------------------------------------------------------------------------------
+# ---- replay --------------------------------------------------------------------------------------
 
 
 def test_replay_is_in_the_order_of_time():
@@ -160,7 +194,11 @@ def test_replay_is_in_the_order_of_time():
     example = jax.tree.map(lambda x: jnp.zeros((envs, *x.shape), x.dtype), env.example())
     for t in range(10):
         obs = jnp.full((envs, 1), t, jnp.float32)
-        state = buffer.add(state, example._replace(obs=obs, next_obs=obs + 1, action=t * envs + jnp.arange(envs)), t)
+        state = buffer.add(
+            state,
+            example._replace(obs=obs, next_obs=obs + 1, action=t * envs + jnp.arange(envs)),
+            t,
+        )
     lone = EnvState(None, None, jnp.zeros(envs), None, None)
     rows = collect._replayed({"buffer": state, "env": lone})
     calls = np.arange(6, 10)
@@ -171,7 +209,10 @@ def test_replay_is_in_the_order_of_time():
     stored = {name: np.asarray(getattr(state.data, name)) for name in rows}
     with pytest.raises(Refused, match="next_obs: row"):  # the order in which they are stored
         dataset.from_arrays(stored)
-    for state, match in (({"env": lone}, "holds 0 replay buffers"), ({"buffer": buffer.init(), "env": lone}, "is empty")):
+    for state, match in (
+        ({"env": lone}, "holds 0 replay buffers"),
+        ({"buffer": buffer.init(), "env": lone}, "is empty"),
+    ):
         with pytest.raises(Refused, match=match):
             collect._replayed(state)
 
@@ -184,14 +225,16 @@ def test_replay_of_a_run(run, remembering):
     one = collect.replay(run, member=1)
     _, state = rlzoo.load(run, member=1, full=True)
     newest = (int(state.buffer.pos) - 2) % 40
-    np.testing.assert_array_equal(one.next_obs[19], state.buffer.data.next_obs[newest])  # of environment 0, then of 1
+    np.testing.assert_array_equal(
+        one.next_obs[19], state.buffer.data.next_obs[newest]
+    )  # of environment 0, then of 1
     np.testing.assert_array_equal(one.next_obs[39], state.buffer.data.next_obs[newest + 1])
     assert bool(done(one)[19]) and bool(done(one)[39])
     with pytest.raises(Refused, match="holds 0 replay buffers"):
         collect.replay(remembering)
 
 
-# ---- the command ----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def test_command(run, tmp_path, monkeypatch, capsys):
@@ -200,10 +243,26 @@ def test_command(run, tmp_path, monkeypatch, capsys):
         cli.main()
         return capsys.readouterr().out
 
-    out = rlzoo_data(run, "--episodes", 3, "--member", 1, "--noise", 0.2, "--reference", 5, 12, "--out", tmp_path / "a.npz")
+    out = rlzoo_data(
+        run,
+        "--episodes",
+        3,
+        "--member",
+        1,
+        "--noise",
+        0.2,
+        "--reference",
+        5,
+        12,
+        "--out",
+        tmp_path / "a.npz",
+    )
     data = dataset.load(tmp_path / "a.npz")
     assert data.source == "dqn, member 1, noise 0.2, seed 0" and data.reference == (5.0, 12.0)
-    assert f"{len(data)} transitions in 3 episodes, mean return {dataset.episodes(data).returns.mean():.4g}" in out
+    assert (
+        f"{len(data)} transitions in 3 episodes, mean return {dataset.episodes(data).returns.mean():.4g}"
+        in out
+    )
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert json.loads(file["metadata"][0])["env"] == CART
     rlzoo_data(run, "--replay", "--member", 0, "--out", tmp_path / "b.hdf5")

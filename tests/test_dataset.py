@@ -33,7 +33,9 @@ def walk(lengths=LENGTHS, ends=ENDS, obs=np.float32, discrete=True, seed=0):
     flag = lambda kind: np.isin(np.arange(n), last[[end == kind for end in ends]])
     return {
         "obs": np.concatenate([part[:-1] for part in parts]),
-        "action": rng.integers(0, 3, n).astype(np.int32) if discrete else rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+        "action": rng.integers(0, 3, n).astype(np.int32)
+        if discrete
+        else rng.uniform(-1, 1, (n, 2)).astype(np.float32),
         "reward": rng.integers(-90, 90, n).astype(np.float32),
         "next_obs": np.concatenate([part[1:] for part in parts]),
         "terminated": flag("e"),
@@ -45,7 +47,11 @@ def same(a, b):
     """The same bits, types and facts."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (x.dtype, x.shape, np.asarray(x).tobytes()) == (y.dtype, y.shape, np.asarray(y).tobytes())
+        assert (x.dtype, x.shape, np.asarray(x).tobytes()) == (
+            y.dtype,
+            y.shape,
+            np.asarray(y).tobytes(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +59,35 @@ def data():
     return from_arrays(walk(), env="CartPole-v1", source="a walk", reference=(-10.0, 30.0))
 
 
-# ---- files ----------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["npz", "hdf5"])
 @pytest.mark.parametrize("obs", [np.float32, np.uint8, bool, np.int16, np.int32])
 def test_files_give_back_the_bits(tmp_path, suffix, obs):
     arrays = walk(obs=obs, discrete=obs is not np.float32)
-    extra = {"extra/log_prob": np.linspace(0, 1, N, dtype=np.float32), "extra/mask": np.ones((N, 2), bool)}
-    before = from_arrays(arrays | extra, env="x", source="y", reference=(1.5, 2.5), weights=np.arange(1, 6) / 7)
+    extra = {
+        "extra/log_prob": np.linspace(0, 1, N, dtype=np.float32),
+        "extra/mask": np.ones((N, 2), bool),
+    }
+    before = from_arrays(
+        arrays | extra, env="x", source="y", reference=(1.5, 2.5), weights=np.arange(1, 6) / 7
+    )
     assert before.obs.dtype == obs and before.terminated.dtype == bool
     dataset.save(before, tmp_path / f"new/data.{suffix}")
     same(dataset.load(tmp_path / f"new/data.{suffix}"), before)
-    same(from_arrays(arrays), dataclasses.replace(  # what was given, untouched
-        before, extra={}, weights=None, cumulative=None, env="", source="", reference=None))
+    same(
+        from_arrays(arrays),
+        dataclasses.replace(  # what was given, untouched
+            before, extra={}, weights=None, cumulative=None, env="", source="", reference=None
+        ),
+    )
 
 
 @pytest.mark.parametrize("obs, discrete", [(np.float32, False), (np.uint8, True), (np.int32, True)])
 def test_minari(tmp_path, monkeypatch, obs, discrete):
-    """What minari's own API wrote; its data may be both terminated and truncated, which means that the task ended."""
+    """What minari's own API wrote; its data may be both terminated and truncated, which means that
+    the task ended."""
     import gymnasium
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -82,16 +98,28 @@ def test_minari(tmp_path, monkeypatch, obs, discrete):
     buffers = []
     for first, last in zip(want.starts[:-1], want.starts[1:], strict=True):
         part = {name: x[first:last] for name, x in arrays.items()}
-        buffers.append(EpisodeBuffer(
-            observations=np.concatenate([part["obs"], part["next_obs"][-1:]]), rewards=list(part["reward"]),
-            actions=part["action"] if discrete else part["action"] * [1, 2] + [0, 1],  # in [-1, 1] and [-1, 3]
-            terminations=list(part["terminated"]), truncations=list(part["truncated"] | part["terminated"])))
+        buffers.append(
+            EpisodeBuffer(
+                observations=np.concatenate([part["obs"], part["next_obs"][-1:]]),
+                rewards=list(part["reward"]),
+                actions=part["action"]
+                if discrete
+                else part["action"] * [1, 2] + [0, 1],  # in [-1, 1] and [-1, 3]
+                terminations=list(part["terminated"]),
+                truncations=list(part["truncated"] | part["terminated"]),
+            )
+        )
     low, high = np.float32([-1, -1]), np.float32([1, 3])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for an author and the like
         stored = minari.create_dataset_from_buffers(
-            "test/walk-v0", buffers, observation_space=gymnasium.spaces.Box(0, 100, (3,), obs),
-            action_space=gymnasium.spaces.Discrete(3) if discrete else gymnasium.spaces.Box(low, high))
+            "test/walk-v0",
+            buffers,
+            observation_space=gymnasium.spaces.Box(0, 100, (3,), obs),
+            action_space=gymnasium.spaces.Discrete(3)
+            if discrete
+            else gymnasium.spaces.Box(low, high),
+        )
     stored.storage.update_metadata({"ref_min_score": 0.0, "ref_max_score": 9.0})
     got = dataset.load("minari:test/walk-v0")
     if not discrete:  # mapping there and back rounds
@@ -105,16 +133,27 @@ def test_minari(tmp_path, monkeypatch, obs, discrete):
 
 
 def test_minari_dictionaries_are_joined_by_name():
-    obs = {"achieved": np.zeros((4, 2)), "desired": np.ones((4, 1)), "observation": np.full((4, 3), 2.0)}
+    obs = {
+        "achieved": np.zeros((4, 2)),
+        "desired": np.ones((4, 1)),
+        "observation": np.full((4, 3), 2.0),
+    }
     joined = formats._joined("maze", obs, ["observation", "desired"])
     np.testing.assert_array_equal(joined, np.repeat([[2.0, 2, 2, 1]], 4, 0))
     for keys in ([], ["observation", "goal"]):
-        with pytest.raises(Refused, match=r"parts achieved, desired, observation.*minari:maze\?obs=achieved,desired"):
+        with pytest.raises(
+            Refused,
+            match=r"parts achieved, desired, observation.*minari:maze\?obs=achieved,desired",
+        ):
             formats._joined("maze", obs, keys)
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    for name, match in (("none.npz", "there is no file"), ("data.csv", "are .npz or .hdf5"), ("data.pkl", "are .npz")):
+    for name, match in (
+        ("none.npz", "there is no file"),
+        ("data.csv", "are .npz or .hdf5"),
+        ("data.pkl", "are .npz"),
+    ):
         with pytest.raises(Refused, match=match):
             dataset.load(tmp_path / name)
     for name in ("damaged.npz", "damaged.hdf5"):
@@ -139,7 +178,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         dataset.save(from_arrays(walk()), tmp_path / "data.csv")
 
 
-# ---- other people's names and layouts -------------------------------------------------------------------------
+# ---- other people's names and layouts ------------------------------------------------------------
 
 
 def renamed(arrays, **names):
@@ -148,16 +187,28 @@ def renamed(arrays, **names):
 
 def test_names(tmp_path):
     want, arrays = from_arrays(walk()), walk()
-    d4rl = renamed(arrays, obs="observations", action="actions", reward="rewards", next_obs="next_observations",
-                   terminated="terminals", truncated="timeouts")
-    neorl2 = renamed(arrays, terminated="done") | {name: arrays[flag].astype(np.float32) for name, flag in (
-        ("done", "terminated"), ("truncated", "truncated"))}
+    d4rl = renamed(
+        arrays,
+        obs="observations",
+        action="actions",
+        reward="rewards",
+        next_obs="next_observations",
+        terminated="terminals",
+        truncated="timeouts",
+    )
+    neorl2 = renamed(arrays, terminated="done") | {
+        name: arrays[flag].astype(np.float32)
+        for name, flag in (("done", "terminated"), ("truncated", "truncated"))
+    }
     same(from_arrays(d4rl), want)
     same(from_arrays(neorl2), want)
     for wrong, match in (
         (renamed(arrays, terminated="done", truncated="time"), "done alone does not say"),
         (d4rl | {"reward": arrays["reward"]}, "reward and rewards are two names for reward"),
-        (renamed(arrays, obs="states"), "no array is called obs or observations; there are: states, action"),
+        (
+            renamed(arrays, obs="states"),
+            "no array is called obs or observations; there are: states, action",
+        ),
         (neorl2 | {"done": np.full(N, 0.5)}, "terminated: row 0 holds 0.5: must be 0 or 1"),
     ):
         with pytest.raises(Refused, match=match):
@@ -165,32 +216,56 @@ def test_names(tmp_path):
 
 
 def test_missing_successors(capsys):
-    """D4RL's layout. Taking the row after everywhere would let truncated episodes go on in the next one."""
+    """D4RL's layout. Taking the row after everywhere would let truncated episodes go on in the next
+    one."""
     arrays = walk()
     got = from_arrays({name: x for name, x in arrays.items() if name != "next_obs"})
-    assert "2 rows without a row after them were dropped, 3 terminated rows take their own" in capsys.readouterr().err
+    assert (
+        "2 rows without a row after them were dropped, 3 terminated rows take their own"
+        in capsys.readouterr().err
+    )
     arrays["next_obs"][arrays["terminated"]] = arrays["obs"][arrays["terminated"]]
-    arrays["truncated"][8] = True  # row 9, the last of its episode, goes; row 3 was an episode of its own
+    arrays["truncated"][8] = (
+        True  # row 9, the last of its episode, goes; row 3 was an episode of its own
+    )
     same(got, from_arrays({name: np.delete(x, [3, 9], 0) for name, x in arrays.items()}))
 
     naive = walk()
     naive["next_obs"][:-1] = naive["obs"][1:]
-    same(from_arrays(naive).reward, jnp.asarray(naive["reward"]))  # nothing refuses it, so a note must tell
-    assert "next_obs of 2 of 2 truncated rows is the first obs of the next episode" in capsys.readouterr().err
+    same(
+        from_arrays(naive).reward, jnp.asarray(naive["reward"])
+    )  # nothing refuses it, so a note must tell
+    assert (
+        "next_obs of 2 of 2 truncated rows is the first obs of the next episode"
+        in capsys.readouterr().err
+    )
     unfinished = {name: x[:13] for name, x in walk().items() if name != "next_obs"}
-    with pytest.raises(Refused, match="truncated: row 9 is the last, but its episode is unfinished"):
+    with pytest.raises(
+        Refused, match="truncated: row 9 is the last, but its episode is unfinished"
+    ):
         from_arrays(unfinished)
-    assert dataset.episodes(from_arrays(unfinished, finish="truncate")).lengths.tolist() == [3, 4, 1, 2]
+    assert dataset.episodes(from_arrays(unfinished, finish="truncate")).lengths.tolist() == [
+        3,
+        4,
+        1,
+        2,
+    ]
     with pytest.raises(Refused, match="no row has its successor"):
         from_arrays({name: x[3:4] for name, x in walk().items() if name != "next_obs"})
 
 
-@pytest.mark.parametrize("successors, padded", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    "successors, padded", [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_episodes_as_a_stack(successors, padded):
     lengths = np.array([3, 1, 4] if padded else [4, 4, 4])
     rows = walk(lengths, "ttt", discrete=False)
     last = np.cumsum(lengths) - 1
-    stack = {name: np.zeros((3, 4, *x.shape[1:]), x.dtype) for name, x in rows.items() if name not in FLAGS}
+    stack = {
+        name: np.zeros((3, 4, *x.shape[1:]), x.dtype)
+        for name, x in rows.items()
+        if name not in FLAGS
+    }
     for name, x in stack.items():
         x[np.arange(4) < lengths[:, None]] = rows[name]
     obs, next_obs = stack["obs"], stack.pop("next_obs")
@@ -201,14 +276,19 @@ def test_episodes_as_a_stack(successors, padded):
         rows["truncated"][last[lengths > 1] - 1] = True
         rows = {name: np.delete(x, last, 0) for name, x in rows.items()}
     same(from_arrays(stack | ({"length": lengths} if padded else {})), from_arrays(rows))
-    for length, match in (([3, 0, 4], "episode 1 has 0, must be from 1 to 4"), ([3, 1], r"length is int64\[2\]")):
+    for length, match in (
+        ([3, 0, 4], "episode 1 has 0, must be from 1 to 4"),
+        ([3, 1], r"length is int64\[2\]"),
+    ):
         with pytest.raises(Refused, match=match):
             from_arrays(stack | {"length": np.array(length)})
-    with pytest.raises(Refused, match=r"action is float32\[3, 3, 2\], but reward holds 3 episodes of 4 steps"):
+    with pytest.raises(
+        Refused, match=r"action is float32\[3, 3, 2\], but reward holds 3 episodes of 4 steps"
+    ):
         from_arrays(stack | {"action": stack["action"][:, 1:]})
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 def put(name, row, value, discrete=True):
@@ -218,31 +298,91 @@ def put(name, row, value, discrete=True):
 
 
 WRONG = {
-    "no rows": (lambda: {name: x[:0] for name, x in walk().items()}, "obs is float32[0, 3], must have at least one row"),
+    "no rows": (
+        lambda: {name: x[:0] for name, x in walk().items()},
+        "obs is float32[0, 3], must have at least one row",
+    ),
     "lengths": (lambda: walk() | {"reward": np.zeros(13)}, "reward has 13 rows, obs 15: row 13"),
-    "too long": (lambda: walk() | {"terminated": np.zeros(16, bool)}, "terminated has 16 rows, obs 15: row 15"),
-    "rank": (lambda: walk() | {"reward": np.zeros((N, 1))}, "reward is float32[15, 1], must be float32[N]: take reward"),
+    "too long": (
+        lambda: walk() | {"terminated": np.zeros(16, bool)},
+        "terminated has 16 rows, obs 15: row 15",
+    ),
+    "rank": (
+        lambda: walk() | {"reward": np.zeros((N, 1))},
+        "reward is float32[15, 1], must be float32[N]: take reward",
+    ),
     "scalar": (lambda: walk() | {"action": np.int32(1)}, "action has 0 rows, obs 15: row 0"),
-    "mixed": (lambda: walk() | {"obs": walk(obs=np.uint8)["obs"]}, "next_obs is float32[15, 3], obs uint8[15, 3]: must be"),
-    "shapes": (lambda: walk() | {"next_obs": np.zeros((N, 4))}, "next_obs is float32[15, 4], obs float32[15, 3]"),
-    "text": (lambda: walk() | {"action": np.array(["left"] * N)}, "action is an array of <U4, must hold numbers"),
-    "objects": (lambda: walk() | {"obs": np.array([None] * N)}, "obs is an array of object, must hold numbers"),
-    "complex": (lambda: walk() | {"reward": np.ones(N, complex)}, "reward is an array of complex128"),
+    "mixed": (
+        lambda: walk() | {"obs": walk(obs=np.uint8)["obs"]},
+        "next_obs is float32[15, 3], obs uint8[15, 3]: must be",
+    ),
+    "shapes": (
+        lambda: walk() | {"next_obs": np.zeros((N, 4))},
+        "next_obs is float32[15, 4], obs float32[15, 3]",
+    ),
+    "text": (
+        lambda: walk() | {"action": np.array(["left"] * N)},
+        "action is an array of <U4, must hold numbers",
+    ),
+    "objects": (
+        lambda: walk() | {"obs": np.array([None] * N)},
+        "obs is an array of object, must hold numbers",
+    ),
+    "complex": (
+        lambda: walk() | {"reward": np.ones(N, complex)},
+        "reward is an array of complex128",
+    ),
     "nan": (lambda: put("reward", 4, np.nan), "reward: row 4 is not finite"),
     "inf": (lambda: put("obs", (slice(6, 9), 1), np.inf), "obs: row 6 (and 2 more) is not finite"),
-    "float32": (lambda: walk() | {"reward": np.full(N, 1e39)}, "reward: row 0 (and 14 more) is not finite"),
-    "int32": (lambda: walk() | {"action": np.full(N, 2**31)}, "action: row 0 holds 2147483648: does not fit into int32"),
-    "extra": (lambda: walk() | {"extra/x": np.full(N, np.nan)}, "extra/x: row 0 (and 14 more) is not finite"),
-    "both": (lambda: put("truncated", 14, True), "terminated: row 14 is set where truncated is too"),
-    "flag": (lambda: walk() | {"terminated": np.arange(N)}, "terminated: row 2 holds 2: must be 0 or 1"),
-    "unfinished": (lambda: put("terminated", 14, False), "truncated: row 14 is the last, but its episode is unfinished"),
+    "float32": (
+        lambda: walk() | {"reward": np.full(N, 1e39)},
+        "reward: row 0 (and 14 more) is not finite",
+    ),
+    "int32": (
+        lambda: walk() | {"action": np.full(N, 2**31)},
+        "action: row 0 holds 2147483648: does not fit into int32",
+    ),
+    "extra": (
+        lambda: walk() | {"extra/x": np.full(N, np.nan)},
+        "extra/x: row 0 (and 14 more) is not finite",
+    ),
+    "both": (
+        lambda: put("truncated", 14, True),
+        "terminated: row 14 is set where truncated is too",
+    ),
+    "flag": (
+        lambda: walk() | {"terminated": np.arange(N)},
+        "terminated: row 2 holds 2: must be 0 or 1",
+    ),
+    "unfinished": (
+        lambda: put("terminated", 14, False),
+        "truncated: row 14 is the last, but its episode is unfinished",
+    ),
     "broken": (lambda: put("next_obs", (5, 2), 200.5), "next_obs: row 5 differs by up to "),
-    "shuffled": (lambda: {name: x[::-1] for name, x in walk(ends="ttttt").items()}, "next_obs: row 1 (and 8 more) differs"),
-    "negative": (lambda: put("action", [3, 7], -1), "action: row 3 (and 1 more) is -1, must be at least 0"),
-    "range": (lambda: put("action", (9, 1), -1.5, False), "action: row 9 holds -1.5, must lie in [-1, 1]; bounds="),
-    "fraction": (lambda: walk() | {"action": np.full(N, 0.5)}, "action is float32[15], must be integers [N]"),
-    "many-hot": (lambda: walk() | {"action": np.zeros((N, 2), int)}, "action is int32[15, 2], must be integers [N]"),
-    "bool": (lambda: walk() | {"action": np.zeros(N, bool)}, "action is bool[15], must be integers [N]"),
+    "shuffled": (
+        lambda: {name: x[::-1] for name, x in walk(ends="ttttt").items()},
+        "next_obs: row 1 (and 8 more) differs",
+    ),
+    "negative": (
+        lambda: put("action", [3, 7], -1),
+        "action: row 3 (and 1 more) is -1, must be at least 0",
+    ),
+    "range": (
+        lambda: put("action", (9, 1), -1.5, False),
+        "action: row 9 holds -1.5, must lie in [-1, 1]; bounds=",
+    ),
+    "fraction": (
+        lambda: walk() | {"action": np.full(N, 0.5)},
+        "action is float32[15], must be integers [N]",
+    ),
+    "many-hot": (
+        lambda: walk() | {"action": np.zeros((N, 2), int)},
+        "action is int32[15, 2], must be integers [N]",
+    ),
+    "bool": (
+        lambda: walk() | {"action": np.zeros(N, bool)},
+        "action is bool[15], must be integers [N]",
+    ),
     "finish": (lambda: {"finish": "cut"}, "finish='cut': must be 'truncate'"),
     "bounds": (lambda: {"bounds": (0, 1)}, "bounds=(0.0, 1.0) of int32 actions"),
 }
@@ -264,7 +404,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     with pytest.raises(Refused) as refused:
         dataset.load(tmp_path / "data.npz")
     assert str(refused.value).startswith(
-        f"{tmp_path / 'data.npz'}: reward: row 1 is not finite; next_obs: row 2 (and 1 more) differs")
+        f"{tmp_path / 'data.npz'}: reward: row 1 is not finite; next_obs: row 2 (and 1 more) differs"
+    )
     assert str(refused.value).endswith("finish='truncate' marks it")
 
 
@@ -287,16 +428,26 @@ def test_finish(capsys):
         arrays[name] = np.zeros(N, bool)
     got = from_arrays(arrays, finish="truncate")
     assert np.diff(got.starts).tolist() == list(LENGTHS) and got.truncated.sum() == 5
-    same(from_arrays(walk(), finish="truncate"), from_arrays(walk()))  # what says how it ends is left alone
+    same(
+        from_arrays(walk(), finish="truncate"), from_arrays(walk())
+    )  # what says how it ends is left alone
 
 
 def test_types_and_bounds(capsys):
-    wide = {name: x.astype({"f": np.float64, "i": np.int64}.get(x.dtype.kind, x.dtype)) for name, x in walk().items()}
+    wide = {
+        name: x.astype({"f": np.float64, "i": np.int64}.get(x.dtype.kind, x.dtype))
+        for name, x in walk().items()
+    }
     same(from_arrays(wide), from_arrays(walk()))
     noted = capsys.readouterr().err.splitlines()
-    assert "note: obs: float64 becomes float32" in noted and "note: action: int64 becomes int32" in noted
+    assert (
+        "note: obs: float64 becomes float32" in noted
+        and "note: action: int64 becomes int32" in noted
+    )
     assert from_arrays(walk() | {"reward": np.arange(N)}).reward.dtype == jnp.float32
-    half = from_arrays({name: x.astype(np.float16) if "obs" in name else x for name, x in walk().items()})
+    half = from_arrays(
+        {name: x.astype(np.float16) if "obs" in name else x for name, x in walk().items()}
+    )
     assert half.obs.dtype == jnp.float32
     arrays = walk(discrete=False)
     low, high = np.array([-0.1, -7.0]), np.array([0.1, 7.0])
@@ -320,14 +471,22 @@ def test_check():
     for arrays, env, match in (
         (rows, cart, r"obs of the data set are \[3\], those of CartPole-v1 are \[4\]"),
         (rows, swing, "discrete, those of Pendulum-v1 are continuous"),
-        (walk(discrete=False), swing, r"actions of the data set are \[2\], those of Pendulum-v1 are \[1\]"),
-        (four | {"action": np.arange(N) % 3}, cart, "action: row 2 is 2, but CartPole-v1 has 2 actions"),
+        (
+            walk(discrete=False),
+            swing,
+            r"actions of the data set are \[2\], those of Pendulum-v1 are \[1\]",
+        ),
+        (
+            four | {"action": np.arange(N) % 3},
+            cart,
+            "action: row 2 is 2, but CartPole-v1 has 2 actions",
+        ),
     ):
         with pytest.raises(Refused, match=match):
             dataset.check(from_arrays(arrays), env)
 
 
-# ---- episodes -------------------------------------------------------------------------------------------------
+# ---- episodes ------------------------------------------------------------------------------------
 
 
 def rows_of(data):
@@ -344,7 +503,10 @@ def of(data, e):
 def test_episodes_take_split_top(data):
     starts, lengths, returns = dataset.episodes(data)
     assert (starts.tolist(), lengths.tolist()) == ([0, 3, 4, 8, 10], list(LENGTHS))
-    assert returns.tolist() == [of(data, e).reward.sum() for e in range(5)] and returns.dtype == np.float64
+    assert (
+        returns.tolist() == [of(data, e).reward.sum() for e in range(5)]
+        and returns.dtype == np.float64
+    )
     assert (len(data), data.num_episodes, data.discrete) == (N, 5, True)
     assert data.nbytes == N * (12 + 4 + 4 + 12 + 1 + 1) + 6 * 4
 
@@ -354,20 +516,31 @@ def test_episodes_take_split_top(data):
     for i, e in enumerate((4, 1, 1)):
         same(of(taken, i), of(data, e))
     best = dataset.top(data, 0.3)  # rounded up: 2 of 5
-    assert dataset.episodes(best).returns.tolist() == [r for r in returns if r in sorted(returns)[-2:]]
+    assert dataset.episodes(best).returns.tolist() == [
+        r for r in returns if r in sorted(returns)[-2:]
+    ]
     train, validation = dataset.split(data, 0.4, seed=1)
     assert (train.num_episodes, validation.num_episodes) == (3, 2)
-    assert sorted([*dataset.episodes(train).returns, *dataset.episodes(validation).returns]) == sorted(returns)
+    assert sorted(
+        [*dataset.episodes(train).returns, *dataset.episodes(validation).returns]
+    ) == sorted(returns)
     same(dataset.split(data, 0.4, seed=1)[1], validation)
-    assert {dataset.split(data, 0.2, seed=s)[1].reward.shape for s in range(20)} == {(n,) for n in LENGTHS}
-    assert dataset.normalised_score(data, 30.0) == 100 and dataset.normalised_score(data, -10.0) == 0
+    assert {dataset.split(data, 0.2, seed=s)[1].reward.shape for s in range(20)} == {
+        (n,) for n in LENGTHS
+    }
+    assert (
+        dataset.normalised_score(data, 30.0) == 100 and dataset.normalised_score(data, -10.0) == 0
+    )
     for call, match in (
         (lambda: dataset.take(data, [0, 5]), "episode 5 does not exist: there are 5"),
         (lambda: dataset.take(data, []), "as whole numbers"),
         (lambda: dataset.take(data, [True, False]), r"bools \[5\], not as bool\[2\]"),
         (lambda: dataset.split(data, 0.01), "fraction=0.01 of 5 episodes would be 0"),
         (lambda: dataset.top(data, 1.5), r"fraction=1.5: must lie in \(0, 1\]"),
-        (lambda: dataset.normalised_score(dataclasses.replace(data, reference=None), 1.0), "no reference scores"),
+        (
+            lambda: dataset.normalised_score(dataclasses.replace(data, reference=None), 1.0),
+            "no reference scores",
+        ),
     ):
         with pytest.raises(Refused, match=match):
             call()
@@ -377,11 +550,15 @@ def test_concatenate(data):
     other = from_arrays(walk((2, 2), "tt", seed=1), env="CartPole-v1", source="b")
     both = dataset.concatenate([data, other])
     dataset.validate(both)
-    assert both.cumulative is None and both.source == "a walk + b" and both.reference == (-10.0, 30.0)
+    assert (
+        both.cumulative is None and both.source == "a walk + b" and both.reference == (-10.0, 30.0)
+    )
     for e in range(5):
         same(of(both, e), of(data, e))
     same(of(both, 6), of(other, 1))
-    share = lambda mixed: float(mixed.cumulative[4]) / 2**31  # of the first data set's rows in a batch
+    share = lambda mixed: (
+        float(mixed.cumulative[4]) / 2**31
+    )  # of the first data set's rows in a batch
     assert share(dataset.concatenate([data, other], (1, 3))) == pytest.approx(1 / 4)
     picky = dataset.weighted(other, [0, 1])
     mixed = dataset.concatenate([data, picky])
@@ -390,10 +567,22 @@ def test_concatenate(data):
         dataset.take(picky, [0])
     for parts, ratio, match in (
         ([], None, "no data sets"),
-        ([data, dataclasses.replace(other, env="Acrobot-v1")], None, "data set 1 is of 'Acrobot-v1', data set 0 of"),
+        (
+            [data, dataclasses.replace(other, env="Acrobot-v1")],
+            None,
+            "data set 1 is of 'Acrobot-v1', data set 0 of",
+        ),
         ([data, dataclasses.replace(other, reference=(0.0, 1.0))], None, "reference of data set 1"),
-        ([data, from_arrays(walk(obs=np.uint8), env="CartPole-v1")], None, r"obs of data set 1 is uint8\[N, 3\], of"),
-        ([data, dataclasses.replace(other, extra={"x": other.reward})], None, "extra/x .* of data set 0 missing"),
+        (
+            [data, from_arrays(walk(obs=np.uint8), env="CartPole-v1")],
+            None,
+            r"obs of data set 1 is uint8\[N, 3\], of",
+        ),
+        (
+            [data, dataclasses.replace(other, extra={"x": other.reward})],
+            None,
+            "extra/x .* of data set 0 missing",
+        ),
         ([data, other], (1, 0), "must be 2 positive numbers"),
     ):
         with pytest.raises(Refused, match=match):
@@ -405,15 +594,21 @@ def test_returns_to_go(data, discount):
     want, total = np.zeros(N), 0.0
     naive = np.zeros(N)
     for i in reversed(range(N)):
-        total = float(data.reward[i]) + discount * (0.0 if data.terminated[i] or data.truncated[i] else total)
+        total = float(data.reward[i]) + discount * (
+            0.0 if data.terminated[i] or data.truncated[i] else total
+        )
         want[i] = total
-        naive[i] = float(data.reward[i]) + discount * (0.0 if data.terminated[i] or i + 1 == N else naive[i + 1])
+        naive[i] = float(data.reward[i]) + discount * (
+            0.0 if data.terminated[i] or i + 1 == N else naive[i + 1]
+        )
     got = jax.jit(dataset.returns_to_go)(data, discount)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-5)
-    assert np.abs(got - naive)[3] > 0.1  # cut by terminations alone, an episode collects the next one's rewards
+    assert (
+        np.abs(got - naive)[3] > 0.1
+    )  # cut by terminations alone, an episode collects the next one's rewards
 
 
-# ---- drawing --------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------
 
 
 DRAWS = 4000
@@ -421,7 +616,8 @@ draw = jax.jit(dataset.draw, static_argnums=2)
 
 
 def fits(index, chance):
-    """The p-value of drawing rows `index` where row i has chance[i]; rows with chance 0 must not occur."""
+    """The p-value of drawing rows `index` where row i has chance[i]; rows with chance 0 must not
+    occur."""
     counts = np.bincount(index, minlength=len(chance))
     assert not counts[chance == 0].any()
     return stats.chisquare(counts[chance > 0], chance[chance > 0] * len(index)).pvalue
@@ -435,10 +631,16 @@ def test_sample_is_uniform_or_by_weight(data):
     chance = np.repeat(weights, LENGTHS) / np.repeat(weights, LENGTHS).sum()
     index = draw(dataset.weighted(data, weights), jax.random.key(1), DRAWS)
     assert fits(index, chance) > 0.01
-    naive = np.repeat(weights / weights.sum() / LENGTHS, LENGTHS)  # an episode, then a step: favours short episodes
+    naive = np.repeat(
+        weights / weights.sum() / LENGTHS, LENGTHS
+    )  # an episode, then a step: favours short episodes
     assert fits(index, naive) < 1e-6
-    for wrong, match in (([1, 1], r"have shape \[2\]"), ([1, 1, -1, 1, 1], "episode 2 has -1"), ([0] * 5, "are all 0"),
-                         ([1, 1, 1, np.nan, 1], "episode 3 has nan")):
+    for wrong, match in (
+        ([1, 1], r"have shape \[2\]"),
+        ([1, 1, -1, 1, 1], "episode 2 has -1"),
+        ([0] * 5, "are all 0"),
+        ([1, 1, 1, np.nan, 1], "episode 3 has nan"),
+    ):
         with pytest.raises(Refused, match=match):
             dataset.weighted(data, wrong)
     with pytest.raises(Refused, match="n=0"):
@@ -454,7 +656,10 @@ def test_weights_of_a_million_episodes():
     ones = jnp.ones(count, bool)
     data = Dataset(zero, zero, zero, zero, ones, ~ones, jnp.arange(count + 1, dtype=jnp.int32))
     chance = weights / weights.sum()
-    got = np.diff(np.asarray(dataset.weighted(data, weights).cumulative, np.float64), prepend=0) / 2**31
+    got = (
+        np.diff(np.asarray(dataset.weighted(data, weights).cumulative, np.float64), prepend=0)
+        / 2**31
+    )
     assert np.abs(got / chance - 1).max() < 5e-3
     naive = np.diff(np.cumsum(chance.astype(np.float32)), prepend=np.float32(0))
     assert np.abs(naive / chance - 1).max() > 0.2
@@ -470,7 +675,9 @@ def test_windows_stay_within_an_episode(data, pad):
     length, n = 3, 300
     weights = np.array([1, 1, 0, 1, 1])
     compiled = jax.jit(dataset.windows, static_argnums=(2, 3, 4))
-    got = jax.tree.map(np.asarray, compiled(dataset.weighted(data, weights), jax.random.key(0), n, length, pad))
+    got = jax.tree.map(
+        np.asarray, compiled(dataset.weighted(data, weights), jax.random.key(0), n, length, pad)
+    )
     rows, episode, starts = rows_of(data), np.repeat(np.arange(5), LENGTHS), np.asarray(data.starts)
     blank = jax.tree.map(lambda x: np.zeros_like(x[0]), rows)
     drawn = got.index[:, -1 if pad == "left" else 0]
@@ -491,8 +698,8 @@ def test_windows_stay_within_an_episode(data, pad):
 
 
 def test_in_compiled_code(data):
-    """A traced argument: another data set of the same shapes and facts runs in the same program; a loss written for
-    replay takes its batches."""
+    """A traced argument: another data set of the same shapes and facts runs in the same program; a
+    loss written for replay takes its batches."""
     traced = []
 
     @jax.jit
@@ -507,9 +714,14 @@ def test_in_compiled_code(data):
     params = jnp.ones((3, 3)) / 100
     again = from_arrays(walk(), env="CartPole-v1", source="a walk", reference=(-10.0, 30.0))
     assert hash(jax.tree.structure(again)) == hash(jax.tree.structure(data))
-    losses = [float(loss(d, params, jax.random.key(0))) for d in (data, again, dataset.top(data, 1.0))]
+    losses = [
+        float(loss(d, params, jax.random.key(0))) for d in (data, again, dataset.top(data, 1.0))
+    ]
     assert losses[0] == losses[1] == losses[2] and np.isfinite(losses[0]) and len(traced) == 1
-    assert float(loss(dataclasses.replace(again, reward=again.reward + 1), params, jax.random.key(0))) != losses[0]
+    assert (
+        float(loss(dataclasses.replace(again, reward=again.reward + 1), params, jax.random.key(0)))
+        != losses[0]
+    )
     assert len(traced) == 1  # the data are not baked in
     loss(dataclasses.replace(data, env="Acrobot-v1"), params, jax.random.key(0))
     assert len(traced) == 2
@@ -524,26 +736,37 @@ class Config:
 
 def learn_the_mean(config, env, dataset=None):
     """A running mean of the rewards drawn."""
+
     def step(state, t):
         mean, key = state
         key, draw_key = jax.random.split(key)
         reward = rlzoo.dataset.sample(dataset, draw_key, 16).reward.mean()
         return (mean + config.learning_rate * (reward - mean), key), {"loss/x": mean}
 
-    return rlzoo.Algorithm(lambda key: (jnp.float32(0), key), step, lambda state: state[0], None, steps_per_call=1,
-                           evaluate=lambda state, key: {"eval/return": state[0]})
+    return rlzoo.Algorithm(
+        lambda key: (jnp.float32(0), key),
+        step,
+        lambda state: state[0],
+        None,
+        steps_per_call=1,
+        evaluate=lambda state, key: {"eval/return": state[0]},
+    )
 
 
 def test_train_on_data(data, tmp_path):
     """The loop hands a data set to every member, and its weights with it."""
     heavy = dataset.weighted(data, [0, 0, 1, 0, 0])
     want = float(data.reward[4:8].mean())
-    run = rlzoo.train(learn_the_mean, Config(), heavy, seeds=2, out=str(tmp_path / "run"), quiet=True, cache=False)
+    run = rlzoo.train(
+        learn_the_mean, Config(), heavy, seeds=2, out=str(tmp_path / "run"), quiet=True, cache=False
+    )
     got = [member["eval/return"] for member in run.summary["members"]]
-    assert got == pytest.approx([want, want], abs=0.2 * float(data.reward.std())) and got[0] != got[1]
+    assert (
+        got == pytest.approx([want, want], abs=0.2 * float(data.reward.std())) and got[0] != got[1]
+    )
 
 
-# ---- the command ----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -574,12 +797,14 @@ def test_describe(command, data, tmp_path):
     assert rows["transitions"][:4] == ["15", "in", "5", "episodes,"]
     assert "60.0% of the episodes terminated, 40.0% truncated" in out
     assert [float(x) for x in rows["return"]] == pytest.approx(
-        [returns.mean(), *np.quantile(returns, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1))], rel=1e-3)
+        [returns.mean(), *np.quantile(returns, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1))], rel=1e-3
+    )
     assert [float(x) for x in rows["length"]][:2] == [3, 1]
     assert float(rows["score"][0]) == pytest.approx(100 * (returns.mean() + 10) / 40, rel=1e-3)
     assert f"from episodes of return {returns[2]:.4g}" in out
     assert [float(x) for x in rows["obs[1]"]] == pytest.approx(
-        [float(f(data.obs[:, 1])) for f in (jnp.mean, jnp.min, jnp.max)], rel=1e-3)
+        [float(f(data.obs[:, 1])) for f in (jnp.mean, jnp.min, jnp.max)], rel=1e-3
+    )
     share = float(jnp.mean(data.action == 2))
     assert f"action 2    {share:>8.1%}" in out and "int32[15]" in out
 
@@ -587,21 +812,54 @@ def test_describe(command, data, tmp_path):
 def test_what_the_command_refuses(command, data, tmp_path):
     def refused(*argv, match):
         code, out, err = command(*argv)
-        assert code == 2 and err.splitlines()[-1].startswith("error: ") and match in err.splitlines()[-1], (out, err)
+        assert (
+            code == 2
+            and err.splitlines()[-1].startswith("error: ")
+            and match in err.splitlines()[-1]
+        ), (out, err)
         return out
 
     dataset.save(data, tmp_path / "data.npz")
-    refused("describe", tmp_path / "data.npz", "--env", "Pendulum-v1", match="discrete, those of Pendulum-v1")
+    refused(
+        "describe",
+        tmp_path / "data.npz",
+        "--env",
+        "Pendulum-v1",
+        match="discrete, those of Pendulum-v1",
+    )
     np.savez(tmp_path / "open.npz", **put("terminated", 14, False))
-    out = refused("describe", tmp_path / "open.npz", match="open.npz: truncated: row 14 is the last")
+    out = refused(
+        "describe", tmp_path / "open.npz", match="open.npz: truncated: row 14 is the last"
+    )
     assert "next_obs    float32[15, 3]" in out  # what there is, all the same
     assert command("describe", tmp_path / "open.npz", "--finish", "truncate")[0] == 0
     refused("describe", tmp_path / "none.npz", match="there is no file")
     refused("convert", tmp_path / "data.npz", tmp_path / "open.npz", match="exists already")
-    refused("convert", tmp_path / "data.npz", tmp_path / "data.csv", match="written as .npz or .hdf5")
-    refused("collect", "--out", tmp_path / "new.npz", match="either a run directory or --random ENV")
-    refused("collect", tmp_path, "--random", "CartPole-v1", "--out", tmp_path / "new.npz", match="either a run directory or")
-    refused("collect", tmp_path, "--replay", "--noise", "0.1", "--out", tmp_path / "new.npz", match="exclude one another")
+    refused(
+        "convert", tmp_path / "data.npz", tmp_path / "data.csv", match="written as .npz or .hdf5"
+    )
+    refused(
+        "collect", "--out", tmp_path / "new.npz", match="either a run directory or --random ENV"
+    )
+    refused(
+        "collect",
+        tmp_path,
+        "--random",
+        "CartPole-v1",
+        "--out",
+        tmp_path / "new.npz",
+        match="either a run directory or",
+    )
+    refused(
+        "collect",
+        tmp_path,
+        "--replay",
+        "--noise",
+        "0.1",
+        "--out",
+        tmp_path / "new.npz",
+        match="exclude one another",
+    )
     refused("collect", tmp_path, "--out", tmp_path / "new.npz", match="is not a run")
     refused("collect", tmp_path, "--out", tmp_path / "data.npz", match="exists already")
     assert command()[0] == 2
@@ -609,25 +867,37 @@ def test_what_the_command_refuses(command, data, tmp_path):
 
 def test_convert(command, tmp_path, data):
     dataset.save(data, tmp_path / "data.npz")
-    assert command("convert", tmp_path / "data.npz", tmp_path / "data.hdf5")[:2] == (0, f"wrote {tmp_path / 'data.hdf5'}\n")
+    assert command("convert", tmp_path / "data.npz", tmp_path / "data.hdf5")[:2] == (
+        0,
+        f"wrote {tmp_path / 'data.hdf5'}\n",
+    )
     same(dataset.load(tmp_path / "data.hdf5"), data)
 
 
-# ---- real data ------------------------------------------------------------------------------------------------
+# ---- real data -----------------------------------------------------------------------------------
 
 
-SHARED = Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "offline"
+SHARED = (
+    Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "offline"
+)
 
 
-@pytest.mark.parametrize("file, rows, episodes, terminated", [
-    ("neorl2/DMSD-high-20000-val", 20_000, 200, 0),
-    ("neorl2/RandomFrictionHopper-high-20000-val", 20_047, 218, 218),
-    ("mbrcsl_pointmaze_regen/pointmaze_1000x200_seed0", 199_000, 1000, 0),
-    ("roboverse_small/closed_drawer_prior", 393, 10, 0),
-])
+@pytest.mark.parametrize(
+    "file, rows, episodes, terminated",
+    [
+        ("neorl2/DMSD-high-20000-val", 20_000, 200, 0),
+        ("neorl2/RandomFrictionHopper-high-20000-val", 20_047, 218, 218),
+        ("mbrcsl_pointmaze_regen/pointmaze_1000x200_seed0", 199_000, 1000, 0),
+        ("roboverse_small/closed_drawer_prior", 393, 10, 0),
+    ],
+)
 def test_real_data(file, rows, episodes, terminated):
     path = SHARED / f"{file}.npz"
     if not path.exists():
         pytest.skip(f"{path} is not here: set RLZOO_DATA to the folder that holds offline/")
     data = dataset.load(path)
-    assert (len(data), data.num_episodes, int(data.terminated.sum())) == (rows, episodes, terminated)
+    assert (len(data), data.num_episodes, int(data.terminated.sum())) == (
+        rows,
+        episodes,
+        terminated,
+    )

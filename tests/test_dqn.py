@@ -1,4 +1,5 @@
-"""DQN: its loss against NumPy, its schedules, its values on probe environments whose values are known."""
+"""DQN: its loss against NumPy, its schedules, its values on probe environments whose values are
+known."""
 
 import dataclasses
 import itertools
@@ -18,7 +19,7 @@ from rlzoo.replay import Sample
 GAMMA = 0.9
 
 
-# ---- the loss -------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -33,10 +34,13 @@ def test_loss_is_the_numpy_reference(double, n_step, weighted):
     terminated, truncated = rng.random((2, n)) < 0.3
     discount = (GAMMA ** rng.integers(1, n_step + 1, n)).astype(np.float32)
     weight = (rng.random(n) if weighted else np.ones(n)).astype(np.float32)
-    sample = Sample(Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight)
+    sample = Sample(
+        Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight
+    )
     loss = lambda p, t, s: dqn.td_loss(p, t, s, lambda p, o: o @ p, dqn.Config(double=double))
-    (found, (error, value)), (grad, target_grad) = quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-        params, target_params, sample)
+    (found, (error, value)), (grad, target_grad) = quick_jit(
+        jax.value_and_grad(loss, (0, 1), has_aux=True)
+    )(params, target_params, sample)
 
     expected, gradient = np.zeros(n), np.zeros((4, 3))
     for i in range(n):
@@ -48,16 +52,30 @@ def test_loss_is_the_numpy_reference(double, n_step, weighted):
     np.testing.assert_allclose(error, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found, (weight * expected**2).mean(), rtol=1e-4)
     np.testing.assert_allclose(value, (obs @ params)[np.arange(n), action].mean(), rtol=1e-4)
-    np.testing.assert_allclose(grad, gradient, rtol=1e-3, atol=1e-5)  # none flows through the target
+    np.testing.assert_allclose(
+        grad, gradient, rtol=1e-3, atol=1e-5
+    )  # none flows through the target
     assert not np.any(target_grad)
-    masked = error + np.where(truncated & ~terminated, discount * (next_obs @ target_params).max(-1), 0)
-    assert np.abs(masked - expected).max() > 0.1  # masking with truncated as well would be another loss
+    masked = error + np.where(
+        truncated & ~terminated, discount * (next_obs @ target_params).max(-1), 0
+    )
+    assert (
+        np.abs(masked - expected).max() > 0.1
+    )  # masking with truncated as well would be another loss
 
 
-# ---- schedules ------------------------------------------------------------------------------------------------
+# ---- schedules -----------------------------------------------------------------------------------
 
-SMALL = dqn.Config(total_steps=80, num_envs=4, hidden=(8,), buffer_size=80, batch_size=8, learning_starts=20,
-                   target_every=12, learning_rate=0.01)
+SMALL = dqn.Config(
+    total_steps=80,
+    num_envs=4,
+    hidden=(8,),
+    buffer_size=80,
+    batch_size=8,
+    learning_starts=20,
+    target_every=12,
+    learning_rate=0.01,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +96,9 @@ def step():
 
 
 def equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_updates_start_with_learning_and_targets_are_copied_on_time(step):
@@ -95,7 +115,9 @@ def test_updates_start_with_learning_and_targets_are_copied_on_time(step):
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0, 0.0])
 def test_epsilon_falls_linearly(step, fraction):
-    config = dataclasses.replace(SMALL, epsilon_start=0.9, epsilon_end=0.1, epsilon_fraction=fraction)
+    config = dataclasses.replace(
+        SMALL, epsilon_start=0.9, epsilon_end=0.1, epsilon_fraction=fraction
+    )
     _, metrics = step(config, 14)
     share = np.minimum(np.arange(14) / max(20 * fraction, 1e-6), 1.0)
     np.testing.assert_allclose([m["epsilon"] for m in metrics], 0.9 - 0.8 * share, rtol=1e-5)
@@ -129,14 +151,31 @@ def test_members_do_not_compute_updates_before_learning_starts(monkeypatch):
 
     branches = lambda steps, t: str(jax.make_jaxpr(steps)(states, t)).count(" cond[")
     assert branches(steps, jnp.int32(0)) >= 2
-    assert branches(jax.vmap(alg.step), jnp.zeros(3, jnp.int32)) == 0  # a t of its own for each member: selects
+    assert (
+        branches(jax.vmap(alg.step), jnp.zeros(3, jnp.int32)) == 0
+    )  # a t of its own for each member: selects
 
 
-# ---- probe environments ---------------------------------------------------------------------------------------
+# ---- probe environments --------------------------------------------------------------------------
 
-TINY = dqn.Config(total_steps=1000 * 8, num_envs=8, hidden=(16,), buffer_size=800, batch_size=32, learning_starts=64,
-                  target_every=64, learning_rate=0.03, discount=GAMMA, epsilon_end=0.5)
-VARIANTS = {"plain": {}, "double": {"double": True}, "3-step": {"n_step": 3}, "prioritised": {"prioritised": True}}
+TINY = dqn.Config(
+    total_steps=1000 * 8,
+    num_envs=8,
+    hidden=(16,),
+    buffer_size=800,
+    batch_size=32,
+    learning_starts=64,
+    target_every=64,
+    learning_rate=0.03,
+    discount=GAMMA,
+    epsilon_end=0.5,
+)
+VARIANTS = {
+    "plain": {},
+    "double": {"double": True},
+    "3-step": {"n_step": 3},
+    "prioritised": {"prioritised": True},
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -145,7 +184,9 @@ def test_values_of_the_probes(variant):
     learnt = learn(dqn.make, config, [*PROBES, "probe-time-limit naive"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
     net = dqn.QNetwork(TINY.hidden, 2)
-    q = np.asarray(jax.vmap(net.apply, (0, None))(learnt.state.params, jnp.array([[-1.0], [0.0], [1.0]])))
+    q = np.asarray(
+        jax.vmap(net.apply, (0, None))(learnt.state.params, jnp.array([[-1.0], [0.0], [1.0]]))
+    )
     one_step, two_step, obs, action, limit, naive = q  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
@@ -154,23 +195,28 @@ def test_values_of_the_probes(variant):
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
     assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
-    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (1 - GAMMA)  # the bug this guards against
+    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
+        1 - GAMMA
+    )  # the bug this guards against
     if variant == "prioritised":
         tree = np.asarray(learnt.state.buffer.tree[0])[3, :800]
         assert (tree > 0).all() and len(np.unique(tree)) > 100  # the priorities follow the errors
         assert np.median(tree) < 0.5 * learnt.state.buffer.max_priority[3]
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env", "fields", "message"), [
-    ("probe-obs", {"batch_size": 100}, "batch_size=100 is more than buffer_size=80"),
-    ("probe-obs-continuous", {}, "continuous actions"),
-    ("probe-obs", {"learning_starts": 3}, "learning_starts=3 .* n_step \\* num_envs = 4"),
-    ("probe-obs", {"learning_starts": 11, "n_step": 3}, "n_step \\* num_envs = 12"),
-    ("probe-obs", {"buffer_size": 81}, "capacity=81 is not a multiple of num_envs=4"),
-])
+@pytest.mark.parametrize(
+    ("env", "fields", "message"),
+    [
+        ("probe-obs", {"batch_size": 100}, "batch_size=100 is more than buffer_size=80"),
+        ("probe-obs-continuous", {}, "continuous actions"),
+        ("probe-obs", {"learning_starts": 3}, "learning_starts=3 .* n_step \\* num_envs = 4"),
+        ("probe-obs", {"learning_starts": 11, "n_step": 3}, "n_step \\* num_envs = 12"),
+        ("probe-obs", {"buffer_size": 81}, "capacity=81 is not a multiple of num_envs=4"),
+    ],
+)
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
         dqn.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))

@@ -1,4 +1,5 @@
-"""The vectorised stepper: every id, the true successor, the two ways to end, the auto-reset and its cost."""
+"""The vectorised stepper: every id, the true successor, the two ways to end, the auto-reset and its
+cost."""
 
 import functools
 import urllib.error
@@ -20,10 +21,20 @@ from rlzoo.env import BRAX, POOL_ROWS, POOL_STEPS, Env, done, episodes, ids
 KEY = jax.random.key(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """each program runs once, so compiling is what takes time"""
-GYMNAX = [id for id, factory in gymnax.registration._registry.items()
-          if getattr(factory, "func", factory).__module__.startswith("gymnax.")]
-FAMILIES = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MNISTBandit-bsuite", "FourRooms-misc",
-            "PointRobot-misc")
+GYMNAX = [
+    id
+    for id, factory in gymnax.registration._registry.items()
+    if getattr(factory, "func", factory).__module__.startswith("gymnax.")
+]
+FAMILIES = (
+    "CartPole-v1",
+    "Pendulum-v1",
+    "Breakout-MinAtar",
+    "Catch-bsuite",
+    "MNISTBandit-bsuite",
+    "FourRooms-misc",
+    "PointRobot-misc",
+)
 """one or two of each, for the quick suite; the slow one has all"""
 
 
@@ -38,7 +49,8 @@ def pick(tree: Any, index: Any) -> Any:
 
 
 def roll(env: Env, num_envs: int, length: int, actions: Any = None, key: jax.Array = KEY) -> tuple:
-    """Reset, then one rollout under random or given actions [length, num_envs, ...]; one compilation."""
+    """Reset, then one rollout under random or given actions [length, num_envs, ...]; one
+    compilation."""
     if actions is None:
         actions = random_actions(env, jax.random.fold_in(key, 1), length, num_envs)
 
@@ -52,7 +64,7 @@ def roll(env: Env, num_envs: int, length: int, actions: Any = None, key: jax.Arr
     return jax.tree.map(np.asarray, run(key, actions))
 
 
-# ---- every environment ----------------------------------------------------------------------------------
+# ---- every environment ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -72,12 +84,16 @@ def check(env: Env, num_envs: int = 3, length: int = 12) -> None:
     ended = np.asarray(done(steps))
     assert ended.any(0).all() and not (steps.terminated & steps.truncated).any()
     on = ~ended[:-1]  # closeness: XLA may compute the observation and the state it comes from twice
-    np.testing.assert_allclose(*(np.asarray(x, float)[on] for x in (steps.next_obs[:-1], steps.obs[1:])), atol=1e-5)
+    np.testing.assert_allclose(
+        *(np.asarray(x, float)[on] for x in (steps.next_obs[:-1], steps.obs[1:])), atol=1e-5
+    )
     assert metrics["train/length"][1] == ended.sum() and 1 <= env.max_steps <= 5
     assert (after.episode_length < 5).all()
 
 
-@pytest.mark.parametrize("id", [id if id in FAMILIES else pytest.param(id, marks=pytest.mark.slow) for id in GYMNAX])
+@pytest.mark.parametrize(
+    "id", [id if id in FAMILIES else pytest.param(id, marks=pytest.mark.slow) for id in GYMNAX]
+)
 def test_every_gymnax_environment(id, mnist):
     assert rlzoo.make(id).max_steps >= 1
     check(rlzoo.make(id, limit=5))
@@ -93,7 +109,9 @@ def test_mnist_without_the_network_is_refused(monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(load_mnist, "load_mnist", offline)
-    with pytest.raises(Refused, match=r"MNISTBandit-bsuite could not fetch .* network: .*no route to host"):
+    with pytest.raises(
+        Refused, match=r"MNISTBandit-bsuite could not fetch .* network: .*no route to host"
+    ):
         rlzoo.make("MNISTBandit-bsuite")
 
 
@@ -104,7 +122,7 @@ def test_brax():
     check(env)
 
 
-# ---- successors, starts, flags --------------------------------------------------------------------------
+# ---- successors, starts, flags -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +176,12 @@ def test_starts_vary_over_episodes_and_environments(cartpole):
 
 
 def test_starts_vary_where_all_episodes_have_the_pools_length():
-    """Taking row `clock % POOL_ROWS` starts all of these in one state until the pool is drawn anew."""
+    """Taking row `clock % POOL_ROWS` starts all of these in one state until the pool is drawn
+    anew."""
     env = rlzoo.make("CartPole-v1", limit=POOL_ROWS)
-    actions = jnp.tile(jnp.array([[0, 0], [1, 1], [1, 1], [0, 0]]), (64, 1))  # keeps the pole up for 16 steps
+    actions = jnp.tile(
+        jnp.array([[0, 0], [1, 1], [1, 1], [0, 0]]), (64, 1)
+    )  # keeps the pole up for 16 steps
     _, _, steps, _ = roll(env, 2, 256, actions)
     starts = np.asarray(steps.obs[::POOL_ROWS])
     assert steps.truncated.sum() == 32
@@ -175,7 +196,8 @@ def test_terminated_wins_over_truncated():
 
 
 def test_bootstrapping_at_time_limits():
-    """The value of a task that never ends, from the stepper's flags; masking with `done` gets it wrong."""
+    """The value of a task that never ends, from the stepper's flags; masking with `done` gets it
+    wrong."""
     _, _, steps, _ = roll(rlzoo.make("probe-time-limit"), 2, 20)
     gamma = 0.9
     fixed_point = lambda mask: float(steps.reward.mean() / (1 - gamma * (1 - mask.mean())))
@@ -183,7 +205,7 @@ def test_bootstrapping_at_time_limits():
     assert fixed_point(done(steps)) < 4
 
 
-# ---- the pool -------------------------------------------------------------------------------------------
+# ---- the pool ------------------------------------------------------------------------------------
 
 
 def inside_scan(jaxpr: Any, within: bool = False) -> set[str]:
@@ -200,7 +222,8 @@ def inside_scan(jaxpr: Any, within: bool = False) -> set[str]:
 
 
 def test_no_reset_at_every_step():
-    """`probe-obs` draws at reset and never at a step, so randomness inside the scan would be a reset."""
+    """`probe-obs` draws at reset and never at a step, so randomness inside the scan would be a
+    reset."""
     env = rlzoo.make("probe-obs")
     actions = jnp.zeros((6, 2), jnp.int32)
 
@@ -232,7 +255,9 @@ def test_the_pool_is_drawn_anew_also_under_vmap_over_members():
     @jax.jit
     def run(keys):
         state = jax.vmap(lambda key: env.reset(key, num_envs))(keys)
-        body = lambda state, t: over_members(state, jax.vmap(jax.random.fold_in, (0, None))(keys, t), t)
+        body = lambda state, t: over_members(
+            state, jax.vmap(jax.random.fold_in, (0, None))(keys, t), t
+        )
         return jax.lax.scan(body, state, jnp.arange(calls))[1], state
 
     keys = jax.random.split(KEY, members)
@@ -246,14 +271,16 @@ def test_the_pool_is_drawn_anew_also_under_vmap_over_members():
             assert 2 * POOL_ROWS < len(np.unique(starts, axis=0)) <= -(-calls // period) * POOL_ROWS
 
 
-# ---- returns, actions, parameters -----------------------------------------------------------------------
+# ---- returns, actions, parameters ----------------------------------------------------------------
 
 
 def test_episode_metrics_match_a_manual_sum_and_ignore_clipping():
     plain, clipped = rlzoo.make("Pendulum-v1?limit=4"), rlzoo.make("Pendulum-v1?limit=4&clip=0.5")
     _, after, steps, metrics = roll(plain, 2, 10)
     _, _, bounded, unclipped = roll(clipped, 2, 10)
-    expected = np.asarray(steps.reward)[:8].sum()  # two whole episodes of 4 in each of 2 environments
+    expected = np.asarray(steps.reward)[
+        :8
+    ].sum()  # two whole episodes of 4 in each of 2 environments
     np.testing.assert_allclose(metrics["train/return"], (expected, 4), rtol=1e-5)
     np.testing.assert_allclose(unclipped["train/return"], (expected, 4), rtol=1e-5)
     np.testing.assert_allclose(metrics["train/length"], (16, 4))
@@ -305,7 +332,9 @@ def test_bounds_may_vary_over_environments_and_do_not_leak_tracers():
         state, _, steps, _ = roll(env, 2, 1, jnp.ones((1, 2, 1)))
     for n in range(2):
         inner = pick(state.inner, n)
-        obs = env.inner.step_env(KEY, inner, torques[n : n + 1], rlzoo.make("Pendulum-v1").params)[0]
+        obs = env.inner.step_env(KEY, inner, torques[n : n + 1], rlzoo.make("Pendulum-v1").params)[
+            0
+        ]
         np.testing.assert_allclose(steps.next_obs[0, n], obs, atol=1e-6)
 
 
@@ -345,7 +374,9 @@ def test_episodes_against_a_manual_loop_from_a_stored_state(id):
 
 def test_episodes_start_in_different_states_and_are_reproducible():
     env = rlzoo.make("probe-obs")
-    run = jax.jit(lambda keys: episodes(env, lambda m, o, r, k: (jnp.zeros(32, jnp.int32), m), None, keys))
+    run = jax.jit(
+        lambda keys: episodes(env, lambda m, o, r, k: (jnp.zeros(32, jnp.int32), m), None, keys)
+    )
     keys = jax.random.split(KEY, 32)
     returns, lengths = run(keys)
     assert set(returns.tolist()) == {-1.0, 1.0} and (lengths == 1).all()
@@ -357,7 +388,9 @@ def test_episodes_hand_the_previous_reward_and_fresh_keys_to_the_policy():
     seen = []
 
     def act(memory, obs, reward, keys):
-        jax.debug.callback(lambda *x: seen.append(x), obs, reward, jax.random.key_data(keys), ordered=True)
+        jax.debug.callback(
+            lambda *x: seen.append(x), obs, reward, jax.random.key_data(keys), ordered=True
+        )
         return jnp.zeros(1, jnp.int32), memory
 
     jax.block_until_ready(episodes(env, act, None, jax.random.split(KEY, 1)))
@@ -375,7 +408,7 @@ def test_reset_to_stored_states():
     np.testing.assert_allclose(np.unique(starts, axis=0), np.unique(obs, axis=0), atol=1e-7)
 
 
-# ---- probes ---------------------------------------------------------------------------------------------
+# ---- probes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["", "-continuous"])
@@ -399,31 +432,36 @@ def test_probes(id, suffix):
 def test_the_swimmer_swims():
     """brax's file of it asks for a jax of earlier days."""
     env = rlzoo.make("brax/swimmer")
-    state, step, _ = jax.jit(env.step)(env.reset(KEY, 2), jnp.ones((2, env.action_dim)), KEY, jnp.int32(0))
+    state, step, _ = jax.jit(env.step)(
+        env.reset(KEY, 2), jnp.ones((2, env.action_dim)), KEY, jnp.int32(0)
+    )
     assert np.isfinite(state.obs).all() and (step.obs != step.next_obs).any()
 
 
-# ---- refusals -------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("id", "message"), [
-    ("CartPole-v2", "unknown environment 'CartPole-v2'; nearest: CartPole-v1"),
-    ("brax/hoper", "unknown brax environment 'hoper'; nearest: hopper"),
-    ("brax/hopper:sprng", "unknown brax backend 'sprng'.*generalized, positional, spring, mjx"),
-    ("brax/swimmer:spring", "brax/swimmer has the backend generalized alone, not spring"),
-    ("CartPole-v1?lenght=1", "no option 'lenght'; nearest: length"),
-    ("CartPole-v1?stiky=0.1", "no option 'stiky'; nearest: sticky"),
-    ("CartPole-v1?length=long", "length='long' must be a number"),
-    ("CartPole-v1?sticky", "'sticky' should read option=value"),
-    ("CartPole-v1?sticky=1.5", r"sticky=1.5 must be a probability in \[0, 1\)"),
-    ("CartPole-v1?sticky=often", "sticky='often' must be a probability"),
-    ("CartPole-v1?repeat=0", "repeat=0 must be a whole number of at least 1"),
-    ("CartPole-v1?limit=2.5", "limit=2.5 must be a whole number"),
-    ("CartPole-v1?stack=two", "stack='two' must be a whole number"),
-    ("CartPole-v1?clip=-1", "clip=-1 must be a positive number"),
-    ("CartPole-v1?clip=yes", "clip='yes' must be a positive number"),
-    ("cube3?actions=13", r"^cube3\?actions=13: actions=13: must be 12, 156 or 1884$"),
-])
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("CartPole-v2", "unknown environment 'CartPole-v2'; nearest: CartPole-v1"),
+        ("brax/hoper", "unknown brax environment 'hoper'; nearest: hopper"),
+        ("brax/hopper:sprng", "unknown brax backend 'sprng'.*generalized, positional, spring, mjx"),
+        ("brax/swimmer:spring", "brax/swimmer has the backend generalized alone, not spring"),
+        ("CartPole-v1?lenght=1", "no option 'lenght'; nearest: length"),
+        ("CartPole-v1?stiky=0.1", "no option 'stiky'; nearest: sticky"),
+        ("CartPole-v1?length=long", "length='long' must be a number"),
+        ("CartPole-v1?sticky", "'sticky' should read option=value"),
+        ("CartPole-v1?sticky=1.5", r"sticky=1.5 must be a probability in \[0, 1\)"),
+        ("CartPole-v1?sticky=often", "sticky='often' must be a probability"),
+        ("CartPole-v1?repeat=0", "repeat=0 must be a whole number of at least 1"),
+        ("CartPole-v1?limit=2.5", "limit=2.5 must be a whole number"),
+        ("CartPole-v1?stack=two", "stack='two' must be a whole number"),
+        ("CartPole-v1?clip=-1", "clip=-1 must be a positive number"),
+        ("CartPole-v1?clip=yes", "clip='yes' must be a positive number"),
+        ("cube3?actions=13", r"^cube3\?actions=13: actions=13: must be 12, 156 or 1884$"),
+    ],
+)
 def test_refusals_name_what_would_work(id, message):
     with pytest.raises(Refused, match=message):
         rlzoo.make(id)

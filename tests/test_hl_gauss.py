@@ -1,4 +1,5 @@
-"""HL-Gauss: its targets against identities and known numbers, its losses against NumPy, dqn.py bit for bit, probes."""
+"""HL-Gauss: its targets against identities and known numbers, its losses against NumPy, dqn.py bit
+for bit, probes."""
 
 import dataclasses
 import re
@@ -29,9 +30,12 @@ def config(bins=51, low=-10.0, high=10.0, ratio=0.75, loss="hl_gauss", **fields)
 
 
 def support(config):
-    """Centres and spacing in float64, by the definitions: the atoms, or bins from v_min to v_max."""
+    """Centres and spacing in float64, by the definitions: the atoms, or bins from v_min to
+    v_max."""
     if config.widen or config.loss in ("two_hot", "c51"):
-        return np.linspace(config.v_min, config.v_max, config.bins), (config.v_max - config.v_min) / (config.bins - 1)
+        return np.linspace(config.v_min, config.v_max, config.bins), (
+            config.v_max - config.v_min
+        ) / (config.bins - 1)
     edges = np.linspace(config.v_min, config.v_max, config.bins + 1)
     return (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
 
@@ -40,7 +44,7 @@ def scalars(config, rng, count=10_000, margin=0.0):
     return rng.uniform(config.v_min + margin, config.v_max - margin, count).astype(np.float32)
 
 
-# ---- two-hot --------------------------------------------------------------------------------------------------
+# ---- two-hot -------------------------------------------------------------------------------------
 
 
 def check_two_hot(two_hot, bins):
@@ -79,14 +83,17 @@ def test_wrong_two_hots_are_found(wrong):
         check_two_hot(wrong, 51)
 
 
-# ---- HL-Gauss -------------------------------------------------------------------------------------------------
+# ---- HL-Gauss ------------------------------------------------------------------------------------
 
 
 def plain_gauss(y, c, dtype=jnp.float32):
     """Section 3.1 as listed, without clipping."""
     z, width = support(c)
     edges = np.append(z - width / 2, z[-1] + width / 2).astype(dtype)
-    cdf = erf((edges - jnp.asarray(y, dtype)[..., None]) / jnp.asarray(2**0.5 * c.sigma_ratio * width, dtype))
+    cdf = erf(
+        (edges - jnp.asarray(y, dtype)[..., None])
+        / jnp.asarray(2**0.5 * c.sigma_ratio * width, dtype)
+    )
     return np.asarray((cdf[..., 1:] - cdf[..., :-1]) / (cdf[..., -1:] - cdf[..., :1]), np.float32)
 
 
@@ -101,10 +108,14 @@ def check_gauss(gauss, c):
     if 2 * margin < c.v_max - c.v_min:
         y = scalars(c, rng, margin=margin)
         p = np.asarray(gauss(y, c), float)
-        ripple = np.exp(-2 * np.pi**2 * c.sigma_ratio**2)  # of rounding a Gaussian, by where it lies between bins
+        ripple = np.exp(
+            -2 * np.pi**2 * c.sigma_ratio**2
+        )  # of rounding a Gaussian, by where it lies between bins
         np.testing.assert_allclose(p @ z, y, atol=width * (1.05 * ripple / np.pi + 2e-5))
         variance = (p * (z - (p @ z)[:, None]) ** 2).sum(-1) / width**2
-        slack = 1.05 * (1 / np.pi**2 + 4 * c.sigma_ratio**2) * ripple + 1e-3 * max(1, c.sigma_ratio**2)
+        slack = 1.05 * (1 / np.pi**2 + 4 * c.sigma_ratio**2) * ripple + 1e-3 * max(
+            1, c.sigma_ratio**2
+        )
         if c.sigma_ratio >= 0.5:
             np.testing.assert_allclose(variance, c.sigma_ratio**2 + 1 / 12, atol=slack)
 
@@ -114,7 +125,9 @@ def check_gauss(gauss, c):
 def test_gauss_has_the_mean_and_variance_of_a_rounded_gaussian(bins, widen):
     rng = np.random.default_rng(bins)
     for ratio in (0.25, 0.5, 0.75, 1.0, 2.0):
-        check_gauss(gauss, config(bins, -rng.uniform(1, 50), rng.uniform(1, 50), ratio, widen=widen))
+        check_gauss(
+            gauss, config(bins, -rng.uniform(1, 50), rng.uniform(1, 50), ratio, widen=widen)
+        )
 
 
 def test_wrong_gauss_is_found():
@@ -123,13 +136,25 @@ def test_wrong_gauss_is_found():
     with pytest.raises(AssertionError):
         check_gauss(in_bf16(gauss), config())
     with pytest.raises(AssertionError):
-        check_gauss(lambda y, c: gauss(y, dataclasses.replace(c, widen=False)), config())  # the other bins
+        check_gauss(
+            lambda y, c: gauss(y, dataclasses.replace(c, widen=False)), config()
+        )  # the other bins
     with pytest.raises(AssertionError):
-        check_gauss(lambda y, c: gauss(y, dataclasses.replace(c, sigma_ratio=0.75 / 2**0.5)), config())
+        check_gauss(
+            lambda y, c: gauss(y, dataclasses.replace(c, sigma_ratio=0.75 / 2**0.5)), config()
+        )
 
 
-@pytest.mark.parametrize(("ratio", "bias", "entropy"), [
-    (0.25, 0.0927, 0.455), (0.5, 2.29e-3, 0.870), (0.75, None, 1.200), (1.0, None, 1.459), (2.0, None, 2.122)])
+@pytest.mark.parametrize(
+    ("ratio", "bias", "entropy"),
+    [
+        (0.25, 0.0927, 0.455),
+        (0.5, 2.29e-3, 0.870),
+        (0.75, None, 1.200),
+        (1.0, None, 1.459),
+        (2.0, None, 2.122),
+    ],
+)
 def test_bias_and_entropy_inside(ratio, bias, entropy):
     """Known numbers, in widths of a bin and nats."""
     c = config(51, ratio=ratio, widen=False)
@@ -142,9 +167,20 @@ def test_bias_and_entropy_inside(ratio, bias, entropy):
     assert ratio != 0.75 or np.sort(p)[:, -6:].sum(-1).min() >= 0.9995
 
 
-@pytest.mark.parametrize(("ratio", "distance", "bias"), [
-    (0.75, 0, 0.690), (0.75, 0.5, 0.369), (0.75, 1, 0.155), (0.75, 1.5, 0.047), (0.75, 2, 0.0096),
-    (2.0, 0, 1.63), (2.0, 1, 1.04), (2.0, 2, 0.587), (2.0, 4, 0.113)])
+@pytest.mark.parametrize(
+    ("ratio", "distance", "bias"),
+    [
+        (0.75, 0, 0.690),
+        (0.75, 0.5, 0.369),
+        (0.75, 1, 0.155),
+        (0.75, 1.5, 0.047),
+        (0.75, 2, 0.0096),
+        (2.0, 0, 1.63),
+        (2.0, 1, 1.04),
+        (2.0, 2, 0.587),
+        (2.0, 4, 0.113),
+    ],
+)
 def test_bias_at_the_edges(ratio, distance, bias):
     """Known numbers: the pull inwards of a target so many bins inside the outer edge, in bins."""
     c = config(51, ratio=ratio, widen=False)
@@ -181,7 +217,9 @@ def test_small_sigma_is_the_nearest_bin_and_not_two_hot():
 @pytest.mark.parametrize("widen", [True, False])
 def test_box_in_place_of_the_gaussian_is_two_hot_on_the_centres(monkeypatch, widen):
     c = config(widen=widen)
-    box = lambda x: jnp.clip(x * 8**0.5 * c.sigma_ratio, -1.0, 1.0)  # of one bin's width, in the argument of erf
+    box = lambda x: jnp.clip(
+        x * 8**0.5 * c.sigma_ratio, -1.0, 1.0
+    )  # of one bin's width, in the argument of erf
     monkeypatch.setattr(hl_gauss, "erf", box)
     y = scalars(c, np.random.default_rng(0), margin=support(c)[1])
     boxed = quick_jit(lambda y, c: hl_gauss.hl_gauss(y, c))(y, c)
@@ -190,7 +228,8 @@ def test_box_in_place_of_the_gaussian_is_two_hot_on_the_centres(monkeypatch, wid
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 1.5])
 def test_noise_of_the_target_widens_sigma(noise):
-    """E HL_sigma(y + N(0, s^2)) = HL_sqrt(sigma^2 + s^2)(y), with the expectation by Gauss-Hermite quadrature."""
+    """E HL_sigma(y + N(0, s^2)) = HL_sqrt(sigma^2 + s^2)(y), with the expectation by Gauss-Hermite
+    quadrature."""
     c = config(101)
     width = support(c)[1]
     y = scalars(c, np.random.default_rng(0), 200, margin=20 * width)
@@ -202,12 +241,12 @@ def test_noise_of_the_target_widens_sigma(noise):
     assert np.abs(np.asarray(gauss(y, c)) - expected).max() > 0.01
 
 
-# ---- C51 ------------------------------------------------------------------------------------------------------
+# ---- C51 -----------------------------------------------------------------------------------------
 
 
 def scattered(probs, reward, discount, c, whole=True):
-    """Algorithm 1 of arXiv 1707.06887 in NumPy. `whole=False` loses the mass that falls right on an atom, as the
-    listing does where lower and upper atom are the same."""
+    """Algorithm 1 of arXiv 1707.06887 in NumPy. `whole=False` loses the mass that falls right on an
+    atom, as the listing does where lower and upper atom are the same."""
     z, width = support(c)
     out = np.zeros(probs.shape)
     for i, row in enumerate(np.asarray(probs, float)):
@@ -224,7 +263,10 @@ def check_project(project, bins=51):
     c = config(bins, loss="c51")
     z = support(c)[0]
     probs = softmax(3 * rng.normal(size=(200, bins)), -1).astype(np.float32)
-    reward, discount = rng.uniform(-8, 8, 200).astype(np.float32), rng.uniform(0, 1, 200).astype(np.float32)
+    reward, discount = (
+        rng.uniform(-8, 8, 200).astype(np.float32),
+        rng.uniform(0, 1, 200).astype(np.float32),
+    )
     reward[:50] = rng.choice(z, 50)  # right on an atom
     discount[:100] = 0.0  # terminated
     found = np.asarray(project(probs, reward, discount, c), float)
@@ -238,7 +280,9 @@ def check_project(project, bins=51):
         certain = np.tile(np.eye(bins, dtype=np.float32)[j], (200, 1))
         moved = hl_gauss.two_hot(reward + discount * np.asarray(hl_gauss.centres(c)[0])[j], c)
         np.testing.assert_allclose(project(certain, reward, discount, c), moved, atol=1e-5)
-        assert np.array_equal(hl_gauss.project(certain, reward, discount, c), moved)  # rounded alike: exact
+        assert np.array_equal(
+            hl_gauss.project(certain, reward, discount, c), moved
+        )  # rounded alike: exact
 
 
 @pytest.mark.parametrize("bins", [2, 51])
@@ -257,10 +301,12 @@ def test_two_hot_of_a_noisy_target_is_the_projection_of_its_distribution():
     probs = softmax(rng.normal(size=(20, c.bins)), -1).astype(np.float32)
     reward, discount = rng.normal(size=20).astype(np.float32), np.full(20, GAMMA, np.float32)
     each = np.asarray(two_hot(reward[:, None] + discount[:, None] * np.float32(support(c)[0]), c))
-    np.testing.assert_allclose(project(probs, reward, discount, c), (probs[..., None] * each).sum(1), atol=1e-6)
+    np.testing.assert_allclose(
+        project(probs, reward, discount, c), (probs[..., None] * each).sum(1), atol=1e-6
+    )
 
 
-# ---- the loss -------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
 def test_kl_and_its_gradient():
@@ -281,7 +327,9 @@ def test_two_bins_are_logistic_regression():
     rng = np.random.default_rng(0)
     y, logits = scalars(c, rng, 100), rng.normal(size=(100, 2)).astype(np.float32)
     share, x = (y + 1) / 4, logits[:, 1] - logits[:, 0]
-    regression = -share * np.log(1 / (1 + np.exp(-x))) - (1 - share) * np.log(1 - 1 / (1 + np.exp(-x)))
+    regression = -share * np.log(1 / (1 + np.exp(-x))) - (1 - share) * np.log(
+        1 - 1 / (1 + np.exp(-x))
+    )
     found = kl(two_hot(y, c), logits) + entr(np.asarray(two_hot(y, c))).sum(-1)
     np.testing.assert_allclose(found, regression, rtol=1e-4)
 
@@ -315,10 +363,13 @@ def test_loss_is_the_numpy_reference(loss):
     terminated, truncated = rng.random((2, n)) < 0.3
     discount = (GAMMA ** rng.integers(1, 4, n)).astype(np.float32)
     weight = rng.random(n).astype(np.float32)
-    sample = Sample(Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight)
+    sample = Sample(
+        Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight
+    )
     run = lambda p, t, s, c: hl_gauss.td_loss(p, t, s, lambda p, o: jnp.tensordot(o, p, 1), c)
-    (found, (error, metrics)), (grad, target_grad) = quick_jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
-        params, target_params, sample, c)
+    (found, (error, metrics)), (grad, target_grad) = quick_jit(
+        jax.value_and_grad(run, (0, 1), has_aux=True)
+    )(params, target_params, sample, c)
 
     z, width = support(c)
     decode = lambda out: out if loss == "mse" else softmax(out, -1) @ z
@@ -332,7 +383,11 @@ def test_loss_is_the_numpy_reference(loss):
     if loss.startswith("mse"):
         each = (value - target) ** 2
     else:
-        goal = scattered(softmax(judge[rows, best], -1), reward, live, c) if loss == "c51" else target_of(target, c)
+        goal = (
+            scattered(softmax(judge[rows, best], -1), reward, live, c)
+            if loss == "c51"
+            else target_of(target, c)
+        )
         each = -(goal * log_softmax(out, -1) + entr(goal)).sum(-1)
         slope = (weight / n)[:, None] * (softmax(out, -1) - goal)
         expected = np.stack([obs.T @ (slope * (action == a)[:, None]) for a in range(3)], 1)
@@ -349,13 +404,18 @@ def test_loss_is_the_numpy_reference(loss):
     np.testing.assert_allclose(metrics["target_max"], np.abs(target).max(), rtol=1e-5)
     np.testing.assert_allclose(metrics["q"], value.mean(), rtol=1e-4)
     if loss != "mse":
-        np.testing.assert_allclose(metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4)
+        np.testing.assert_allclose(
+            metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
+        )
     masked = target + np.where(truncated & ~terminated, -discount * decode(judge)[rows, best], 0)
-    assert np.abs(masked - target).max() > 0.1  # masking with truncated as well would be another loss
+    assert (
+        np.abs(masked - target).max() > 0.1
+    )  # masking with truncated as well would be another loss
 
 
 def chain():
-    """Five states in a row: left and right, reward 1 and the end beyond the last, -0.1 a step; its Q in NumPy."""
+    """Five states in a row: left and right, reward 1 and the end beyond the last, -0.1 a step; its
+    Q in NumPy."""
     state, action = np.repeat(np.arange(5), 2), np.tile([0, 1], 5)
     after = np.clip(state + 2 * action - 1, 0, 4)
     terminated = (state == 4) & (action == 1)
@@ -375,15 +435,20 @@ def test_tables_converge_to_the_values_of_a_chain(loss):
     rate = 20.0 if loss not in ("mse", "mse_softmax") else 2.0
 
     def sweep(table, _):
-        move = lambda i, p: p - rate * jax.grad(
-            lambda p: hl_gauss.td_loss(p, table, sample, lambda p, s: p[s], c)[0])(p)
+        move = lambda i, p: (
+            p
+            - rate
+            * jax.grad(lambda p: hl_gauss.td_loss(p, table, sample, lambda p, s: p[s], c)[0])(p)
+        )
         return jax.lax.fori_loop(0, 300, move, table), None
 
     table = quick_jit(lambda table: jax.lax.scan(sweep, table, None, 40)[0])(start)
-    np.testing.assert_allclose(hl_gauss.decode(table, c), q, atol=0.01 * 0.2 if loss != "c51" else 0.02)
+    np.testing.assert_allclose(
+        hl_gauss.decode(table, c), q, atol=0.01 * 0.2 if loss != "c51" else 0.02
+    )
 
 
-# ---- networks -------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 def test_dense_on_patches_is_a_convolution():
@@ -394,7 +459,9 @@ def test_dense_on_patches_is_a_convolution():
     def both(x):
         params = dense.init(jax.random.key(1), jnp.zeros((5, 4, 27)))["params"]
         as_conv = {"kernel": params["kernel"].reshape(3, 3, 3, 5), "bias": params["bias"] + 1.0}
-        return dense.apply({"params": params}, hl_gauss.patches(x)) + 1.0, conv.apply({"params": as_conv}, x)
+        return dense.apply({"params": params}, hl_gauss.patches(x)) + 1.0, conv.apply(
+            {"params": as_conv}, x
+        )
 
     np.testing.assert_allclose(*both(x), rtol=1e-4, atol=1e-5)
 
@@ -405,22 +472,31 @@ def test_softmoe_is_the_numpy_reference(experts, slots):
     x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     found, params = quick_jit(lambda x: moe.init_with_output(jax.random.key(0), x))(x)
     phi, expert = params["params"]["Dense_0"]["kernel"], params["params"]["VmapExpert_0"]
-    kernel, bias = ([np.asarray(expert[f"Dense_{i}"][name], float) for i in (0, 1)] for name in ("kernel", "bias"))
+    kernel, bias = (
+        [np.asarray(expert[f"Dense_{i}"][name], float) for i in (0, 1)]
+        for name in ("kernel", "bias")
+    )
     assert phi.shape == (4, experts * slots) and kernel[0].shape == (experts, 4, 6)
     assert experts == 1 or not np.allclose(kernel[0][0], kernel[0][1])  # each starts on its own
     for tokens, out in zip(x, np.asarray(found), strict=True):
         routes = tokens @ np.asarray(phi)
         mixed = softmax(routes, 0).T @ tokens  # every slot mixes all tokens
-        done = [np.maximum(slot @ kernel[0][e] + bias[0][e], 0) @ kernel[1][e] + bias[1][e]
-                for e, slot in zip(np.repeat(np.arange(experts), slots), mixed, strict=True)]
+        done = [
+            np.maximum(slot @ kernel[0][e] + bias[0][e], 0) @ kernel[1][e] + bias[1][e]
+            for e, slot in zip(np.repeat(np.arange(experts), slots), mixed, strict=True)
+        ]
         np.testing.assert_allclose(out, softmax(routes, 1) @ np.stack(done), rtol=1e-4, atol=1e-5)
 
 
 def sizes(env, **fields):
     alg = hl_gauss.make(hl_gauss.Config(env=env, **fields), rlzoo.make(env))
     state = jax.eval_shape(alg.init, jax.random.key(0))
-    return {re.sub(r"\['params'\]|[\[\]']+", " ", jax.tree_util.keystr(path)).split()[0] + "/" + path[-1].key: x.shape
-            for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+    return {
+        re.sub(r"\['params'\]|[\[\]']+", " ", jax.tree_util.keystr(path)).split()[0]
+        + "/"
+        + path[-1].key: x.shape
+        for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
+    }
 
 
 def test_torsos_and_width():
@@ -429,7 +505,11 @@ def test_torsos_and_width():
     assert sizes("CartPole-v1", hidden=(8, 4), loss="mse")["Dense_2/kernel"] == (4, 2)
     image = dict(env="Breakout-MinAtar", hidden=(12,), bins=7)
     wide = sizes(**image, width=2)
-    assert [wide[f"Dense_{i}/kernel"] for i in range(3)] == [(36, 32), (8 * 8 * 32, 24), (24, 3 * 7)]
+    assert [wide[f"Dense_{i}/kernel"] for i in range(3)] == [
+        (36, 32),
+        (8 * 8 * 32, 24),
+        (24, 3 * 7),
+    ]
     assert sizes(**image, channels=0)["Dense_0/kernel"] == (400, 12)
     mixture = sizes(**image, experts=2, width=2)
     assert mixture["Dense_1/kernel"] == (8 * 8 * 32, 3 * 7)
@@ -456,7 +536,9 @@ def low_precision(jaxpr):
     """Names of the primitives that take bfloat16 anywhere in `jaxpr`."""
     names = set()
     for eqn in jaxpr.eqns:
-        names |= {eqn.primitive.name} if any(v.aval.dtype == jnp.bfloat16 for v in eqn.invars) else set()
+        names |= (
+            {eqn.primitive.name} if any(v.aval.dtype == jnp.bfloat16 for v in eqn.invars) else set()
+        )
         for inner in jax.extend.core.jaxprs_in_params(eqn.params):
             names |= low_precision(inner)
     return names
@@ -465,53 +547,105 @@ def low_precision(jaxpr):
 @pytest.mark.parametrize("loss", ["hl_gauss", "c51"])
 def test_bf16_torso_leaves_targets_and_losses_in_float32(loss, monkeypatch):
     def primitives():
-        alg = hl_gauss.make(dataclasses.replace(SMALL, loss=loss, bf16=True), rlzoo.make("probe-obs"))
+        alg = hl_gauss.make(
+            dataclasses.replace(SMALL, loss=loss, bf16=True), rlzoo.make("probe-obs")
+        )
         state = jax.eval_shape(alg.init, jax.random.key(0))
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((state.params, state.target_params)))
+        assert all(
+            x.dtype == jnp.float32 for x in jax.tree.leaves((state.params, state.target_params))
+        )
         return low_precision(jax.make_jaxpr(alg.step)(state, jnp.int32(0)).jaxpr)
 
-    numeric = {"erf", "exp", "log", "sub", "div", "reduce_max"}  # of softmax, of targets and of the loss
+    numeric = {
+        "erf",
+        "exp",
+        "log",
+        "sub",
+        "div",
+        "reduce_max",
+    }  # of softmax, of targets and of the loss
     found = primitives()
     assert "dot_general" in found and not found & numeric
     bins = hl_gauss.centres
-    monkeypatch.setattr(hl_gauss, "centres", lambda c: [jnp.asarray(x, jnp.bfloat16) for x in bins(c)])
+    monkeypatch.setattr(
+        hl_gauss, "centres", lambda c: [jnp.asarray(x, jnp.bfloat16) for x in bins(c)]
+    )
     assert primitives() & numeric  # bins in bfloat16: the bug this guards against
 
 
-# ---- dqn.py ---------------------------------------------------------------------------------------------------
+# ---- dqn.py --------------------------------------------------------------------------------------
 
-SMALL = hl_gauss.Config(total_steps=80, num_envs=4, hidden=(8,), buffer_size=80, batch_size=8, learning_starts=20,
-                        target_every=12, learning_rate=0.01, v_min=-2.0, v_max=2.0, bins=11)
+SMALL = hl_gauss.Config(
+    total_steps=80,
+    num_envs=4,
+    hidden=(8,),
+    buffer_size=80,
+    batch_size=8,
+    learning_starts=20,
+    target_every=12,
+    learning_rate=0.01,
+    v_min=-2.0,
+    v_max=2.0,
+    bins=11,
+)
 
 
-@pytest.mark.parametrize("variant", [
-    {}, pytest.param({"double": True, "n_step": 3, "prioritised": True}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, pytest.param({"double": True, "n_step": 3, "prioritised": True}, marks=pytest.mark.slow)],
+)
 def test_mse_is_dqn_bit_for_bit(variant):
-    fields = dict(total_steps=6000, buffer_size=1000, batch_size=16, learning_starts=200, hidden=(16, 8), **variant)
+    fields = dict(
+        total_steps=6000,
+        buffer_size=1000,
+        batch_size=16,
+        learning_starts=200,
+        hidden=(16, 8),
+        **variant,
+    )
     env = rlzoo.make("CartPole-v1")
 
     def train(module, config):
         def run(config):
             alg = module.make(config, env)
             return jax.lax.scan(alg.step, alg.init(jax.random.key(0)), jnp.arange(400))
+
         state, metrics = quick_jit(run)(config)
         return (state.params, state.target_params, state.opt_state, state.buffer), metrics
 
     ours, metrics = train(hl_gauss, hl_gauss.Config(loss="mse", **fields))
     theirs, known = train(dqn, dqn.Config(**fields))
-    for a, b in zip(jax.tree.leaves((ours, {k: metrics[k] for k in known})), jax.tree.leaves((theirs, known)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((ours, {k: metrics[k] for k in known})),
+        jax.tree.leaves((theirs, known)),
+        strict=True,
+    ):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert known["loss/td"][1].sum() == 380 and known["train/return"][1].sum() > 10
 
 
-# ---- training -------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
-TINY = hl_gauss.Config(total_steps=1000 * 8, num_envs=8, hidden=(16,), buffer_size=800, batch_size=32,
-                       learning_starts=64, target_every=64, learning_rate=0.03, discount=GAMMA, epsilon_end=0.5,
-                       bins=21, v_min=-12.0, v_max=12.0)
+TINY = hl_gauss.Config(
+    total_steps=1000 * 8,
+    num_envs=8,
+    hidden=(16,),
+    buffer_size=800,
+    batch_size=32,
+    learning_starts=64,
+    target_every=64,
+    learning_rate=0.03,
+    discount=GAMMA,
+    epsilon_end=0.5,
+    bins=21,
+    v_min=-12.0,
+    v_max=12.0,
+)
 
 
-SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("two_hot", "c51", "mse_softmax")]  # the chain has them
+SLOW = [
+    pytest.param(loss, marks=pytest.mark.slow) for loss in ("two_hot", "c51", "mse_softmax")
+]  # the chain has them
 
 
 @pytest.mark.parametrize("loss", ["hl_gauss", *SLOW])  # mse: bit for bit that of test_dqn.py
@@ -521,7 +655,9 @@ def test_values_of_the_probes(loss):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
     net = hl_gauss.Network(c.hidden, 2 * c.bins, 0, 0, None, nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = hl_gauss.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, 2, c.bins), c)
+    q = hl_gauss.decode(
+        jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, 2, c.bins), c
+    )
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
@@ -530,24 +666,33 @@ def test_values_of_the_probes(loss):
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
     assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
-    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (1 - GAMMA)  # the bug this guards against
+    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
+        1 - GAMMA
+    )  # the bug this guards against
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env", "fields", "message"), [
-    ("probe-obs", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
-    ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
-    ("probe-obs", {"width": 0}, "width=0 must be at least 1"),
-    ("probe-obs", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
-    ("probe-obs", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
-    ("probe-obs", {"experts": 2}, "experts=2 .* hidden=\\(8,\\) and obs \\(1,\\)"),
-    ("Breakout-MinAtar", {"experts": 2, "hidden": (8, 8)}, "experts=2 .* hidden=\\(8, 8\\)"),
-    ("probe-obs", {"batch_size": 100}, "batch_size=100 is more than buffer_size=80"),
-    ("probe-obs-continuous", {}, "continuous actions"),
-    ("probe-obs", {"learning_starts": 11, "n_step": 3}, "learning_starts=11 .* n_step \\* num_envs = 12"),
-])
+@pytest.mark.parametrize(
+    ("env", "fields", "message"),
+    [
+        ("probe-obs", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
+        ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
+        ("probe-obs", {"width": 0}, "width=0 must be at least 1"),
+        ("probe-obs", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
+        ("probe-obs", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
+        ("probe-obs", {"experts": 2}, "experts=2 .* hidden=\\(8,\\) and obs \\(1,\\)"),
+        ("Breakout-MinAtar", {"experts": 2, "hidden": (8, 8)}, "experts=2 .* hidden=\\(8, 8\\)"),
+        ("probe-obs", {"batch_size": 100}, "batch_size=100 is more than buffer_size=80"),
+        ("probe-obs-continuous", {}, "continuous actions"),
+        (
+            "probe-obs",
+            {"learning_starts": 11, "n_step": 3},
+            "learning_starts=11 .* n_step \\* num_envs = 12",
+        ),
+    ],
+)
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
         hl_gauss.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))

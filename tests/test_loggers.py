@@ -1,4 +1,5 @@
-"""TensorBoard and W&B get what metrics.csv gets: every row once, also of a run that was killed and resumed."""
+"""TensorBoard and W&B get what metrics.csv gets: every row once, also of a run that was killed and
+resumed."""
 
 import csv
 import json
@@ -27,8 +28,11 @@ TEXT = ("member", "seed", "step", *SWEEP)
 @pytest.fixture(autouse=True, scope="module")
 def _quick(tmp_path_factory):
     """Programs compiled once serve all tests."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
     before = {name: jax.config.values[name] for name in names}
     for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1), strict=True):
         jax.config.update(name, value)
@@ -42,9 +46,16 @@ def _quick(tmp_path_factory):
 @pytest.fixture
 def wandb(monkeypatch):
     """A module in place of W&B that notes what it is asked; `.runs` are the runs it began."""
+
     class Run:
         def __init__(self, kwargs):
-            self.kwargs, self.logged, self.summary, self.metrics, self.code = kwargs, [], {}, [], None
+            self.kwargs, self.logged, self.summary, self.metrics, self.code = (
+                kwargs,
+                [],
+                {},
+                [],
+                None,
+            )
 
         def log(self, values):
             self.logged.append(values)
@@ -65,12 +76,25 @@ def wandb(monkeypatch):
 
 def go(out, resume=False, sweep=SWEEP, **options):
     config = toy.Config(total_steps=40, mode="evaluate")
-    return rlzoo.train(toy.make, config, sweep=sweep, out=str(out), resume=resume, seeds=2, eval_episodes=2,
-                       checkpoint_every=10, quiet=True, cache=False, **options)
+    return rlzoo.train(
+        toy.make,
+        config,
+        sweep=sweep,
+        out=str(out),
+        resume=resume,
+        seeds=2,
+        eval_episodes=2,
+        checkpoint_every=10,
+        quiet=True,
+        cache=False,
+        **options,
+    )
 
 
 def killed(out, **options):
-    """A run that dies in its second program at step 30, where the last checkpoint is that of step 20."""
+    """A run that dies in its second program at step 30, where the last checkpoint is that of step
+    20."""
+
     def progress(self, program, stage, at, clock):
         if program.index == 1 and at == 15:
             raise KeyboardInterrupt
@@ -87,7 +111,8 @@ def rows(out):
 
 
 def expected(out):
-    """{(series, metric, step): value} by metrics.csv, in float32; a mean is over the two seeds of a setting."""
+    """{(series, metric, step): value} by metrics.csv, in float32; a mean is over the two seeds of a
+    setting."""
     found, settings = {}, {}
     for row in rows(out):
         for metric in row.keys() - set(TEXT):
@@ -96,18 +121,26 @@ def expected(out):
                 found[f"member{row['member']}", metric, int(row["step"])] = value
                 name = f"mean learning_rate={row['learning_rate']} width={row['width']}"
                 settings.setdefault((name, metric, int(row["step"])), []).append(value)
-    means = {key: np.float32(np.mean(values)) for key, values in settings.items() if np.isfinite(values).all()}
+    means = {
+        key: np.float32(np.mean(values))
+        for key, values in settings.items()
+        if np.isfinite(values).all()
+    }
     assert len(means) < len(settings)  # the members without learning rate have diverged
     return found | means
 
 
 def same(got, wanted):
     assert got.keys() == wanted.keys()
-    timed = lambda key: key[1].startswith("time/")  # a step that was made twice did not take the same time twice
-    np.testing.assert_allclose(*([x[key] for key in got if not timed(key)] for x in (got, wanted)), rtol=1e-5)
+    timed = lambda key: key[1].startswith(
+        "time/"
+    )  # a step that was made twice did not take the same time twice
+    np.testing.assert_allclose(
+        *([x[key] for key in got if not timed(key)] for x in (got, wanted)), rtol=1e-5
+    )
 
 
-# ---- TensorBoard ----------------------------------------------------------------------------------------------
+# ---- TensorBoard ---------------------------------------------------------------------------------
 
 
 def events(folder):
@@ -121,7 +154,8 @@ def events(folder):
 
 
 def scalars(out):
-    """{(series, metric, step): value} of all runs of TensorBoard; fails where a value stands twice."""
+    """{(series, metric, step): value} of all runs of TensorBoard; fails where a value stands
+    twice."""
     found = {}
     for folder in (out / "tensorboard").iterdir():
         for event in events(folder):
@@ -137,24 +171,49 @@ def test_tensorboard_holds_every_row(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # not needed
     run = go(tmp_path / "run", tensorboard=True)
     same(scalars(tmp_path / "run"), expected(tmp_path / "run"))
-    assert len({step for _, metric, step in scalars(tmp_path / "run") if metric == "eval/return"}) > 10
+    assert (
+        len({step for _, metric, step in scalars(tmp_path / "run") if metric == "eval/return"}) > 10
+    )
 
     sessions = {}
     for folder in (tmp_path / "run" / "tensorboard").glob("member*"):
-        plugins = [v.metadata.plugin_data.content for e in events(folder) for v in e.summary.value
-                   if v.metadata.plugin_data.plugin_name == "hparams"]
+        plugins = [
+            v.metadata.plugin_data.content
+            for e in events(folder)
+            for v in e.summary.value
+            if v.metadata.plugin_data.plugin_name == "hparams"
+        ]
         parts = [HParamsPluginData.FromString(content) for content in plugins]
-        assert [part.WhichOneof("data") for part in parts] == ["experiment", "session_start_info", "session_end_info"]
+        assert [part.WhichOneof("data") for part in parts] == [
+            "experiment",
+            "session_start_info",
+            "session_end_info",
+        ]
         assert parts[0].experiment.metric_infos[0].name.tag == "eval/return"
         sessions[folder.name] = parts[1].session_start_info.hparams
-    assert sessions["member0"]["hidden"].string_value == "[3, 2]" and sessions["member0"]["noisy"].bool_value
+    assert (
+        sessions["member0"]["hidden"].string_value == "[3, 2]"
+        and sessions["member0"]["noisy"].bool_value
+    )
     assert sessions["member0"]["goal"].number_value == 1.0
-    swept = [tuple(s[name].number_value for name in ("learning_rate", "width", "seed")) for s in sessions.values()]
-    assert sorted(values for values in swept if values[0] == 0.1) == [(0.1, 4, 0), (0.1, 4, 1), (0.1, 5, 0), (0.1, 5, 1)]
+    swept = [
+        tuple(s[name].number_value for name in ("learning_rate", "width", "seed"))
+        for s in sessions.values()
+    ]
+    assert sorted(values for values in swept if values[0] == 0.1) == [
+        (0.1, 4, 0),
+        (0.1, 4, 1),
+        (0.1, 5, 0),
+        (0.1, 5, 1),
+    ]
     assert len(swept) == 8
 
-    texts = [v.tensor.string_val[0].decode() for e in events(next((tmp_path / "run" / "tensorboard").glob("mean*=0.1*=4")))
-             for v in e.summary.value if v.tag.startswith("summary")]
+    texts = [
+        v.tensor.string_val[0].decode()
+        for e in events(next((tmp_path / "run" / "tensorboard").glob("mean*=0.1*=4")))
+        for v in e.summary.value
+        if v.tag.startswith("summary")
+    ]
     assert json.loads(texts[0].strip("`\n")) == json.loads(json.dumps(run.summary))
 
 
@@ -168,7 +227,7 @@ def test_tensorboard_after_a_kill(tmp_path):
     assert max(steps()) == 40
 
 
-# ---- W&B ------------------------------------------------------------------------------------------------------
+# ---- W&B -----------------------------------------------------------------------------------------
 
 
 def logged(runs):
@@ -190,7 +249,9 @@ def test_wandb_after_a_kill(tmp_path, wandb):
     same(logged(wandb.runs), expected(tmp_path / "run"))
     assert first.kwargs["project"] == "mine" and first.kwargs["dir"] == str(tmp_path / "run")
     assert first.kwargs["id"] == second.kwargs["id"] and second.kwargs["resume"] == "allow"
-    assert first.kwargs["config"]["hidden"] == [3, 2] and first.kwargs["config"]["sweep"]["width"] == [4, 5]
+    assert first.kwargs["config"]["hidden"] == [3, 2] and first.kwargs["config"]["sweep"][
+        "width"
+    ] == [4, 5]
     assert first.kwargs["config"]["versions"]["jax"] == jax.__version__
     assert ("*", {"step_metric": "step"}) in first.metrics
     assert first.code == 1 and second.code == 0 and second.summary == run.summary
@@ -221,17 +282,23 @@ def test_wandb_offline(tmp_path, monkeypatch):
     id = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
     (file,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{id}.wandb")
     content = file.read_bytes()
-    assert b"member1/eval/return" in content and b"mean/eval/return" in content and b"learning_rate" in content
+    assert (
+        b"member1/eval/return" in content
+        and b"mean/eval/return" in content
+        and b"learning_rate" in content
+    )
     assert module.run is None
 
 
-# ---- asking for them ------------------------------------------------------------------------------------------
+# ---- asking for them -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag, package", loggers.PACKAGES.items())
 def test_a_missing_package_is_refused_before_anything_happens(flag, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(Refused, match=rf"--{flag} needs the package {package}.*pip install 'rlzoo\[{flag}\]'"):
+    with pytest.raises(
+        Refused, match=rf"--{flag} needs the package {package}.*pip install 'rlzoo\[{flag}\]'"
+    ):
         go(tmp_path / "run", **{flag: True})
     assert not (tmp_path / "run").exists()
 
@@ -246,9 +313,13 @@ def test_off_by_default(monkeypatch):
 def test_flags_may_change_on_resume_and_process_0_alone_logs(tmp_path, wandb, monkeypatch):
     go(tmp_path / "run", sweep={})
     go(tmp_path / "run", sweep={}, resume=True, wandb=True, wandb_project="other")
-    assert logged(wandb.runs) and Record.read(tmp_path / "run").options.wandb  # the next resume logs too
+    assert (
+        logged(wandb.runs) and Record.read(tmp_path / "run").options.wandb
+    )  # the next resume logs too
     steps = [values["step"] for values in wandb.runs[0].logged]
-    assert steps == sorted({int(row["step"]) for row in rows(tmp_path / "run")})  # all that there was
+    assert steps == sorted(
+        {int(row["step"]) for row in rows(tmp_path / "run")}
+    )  # all that there was
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     go(tmp_path / "other", sweep={}, wandb=True, tensorboard=True)
     assert len(wandb.runs) == 1 and not (tmp_path / "other").exists()

@@ -1,4 +1,5 @@
-"""Offline DQN: its losses against NumPy, which samples SARSA keeps, CQL in closed form, data with known values.
+"""Offline DQN: its losses against NumPy, which samples SARSA keeps, CQL in closed form, data with
+known values.
 
 What it shares with hl_gauss.py is the same text, so that test_hl_gauss.py holds for it.
 """
@@ -23,13 +24,28 @@ from rlzoo.env import Transition
 GAMMA = 0.9
 
 
-@pytest.mark.parametrize("name", ["patches", "centres", "decode", "two_hot", "hl_gauss", "encode", "project", "first_bias",
-                                  "kl", "taken"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patches",
+        "centres",
+        "decode",
+        "two_hot",
+        "hl_gauss",
+        "encode",
+        "project",
+        "first_bias",
+        "kl",
+        "taken",
+    ],
+)
 def test_what_is_shared_is_the_same_text(name):
-    assert inspect.getsource(getattr(offline_dqn, name)) == inspect.getsource(getattr(hl_gauss, name))
+    assert inspect.getsource(getattr(offline_dqn, name)) == inspect.getsource(
+        getattr(hl_gauss, name)
+    )
 
 
-# ---- the losses -----------------------------------------------------------------------------------------------
+# ---- the losses ----------------------------------------------------------------------------------
 
 
 def some_sample(n=40):
@@ -39,25 +55,45 @@ def some_sample(n=40):
     truncated = ~terminated & (rng.random(n) < 0.3)
     reward = 3 * rng.normal(size=n).astype(np.float32)
     batch = Transition(obs, rng.integers(0, 3, n), reward, terminated, truncated, next_obs)
-    return offline_dqn.Sample(batch, rng.integers(0, 3, n), (rng.random(n) < 0.7).astype(np.float32)), rng
+    return offline_dqn.Sample(
+        batch, rng.integers(0, 3, n), (rng.random(n) < 0.7).astype(np.float32)
+    ), rng
 
 
 def linear(params, obs):
     return jnp.tensordot(obs, params, 1)
 
 
-@pytest.mark.parametrize(("loss", "target", "double"), [
-    ("hl_gauss", "q_learning", False), ("two_hot", "sarsa", True), ("c51", "q_learning", True), ("mse", "sarsa", True),
-    ("mse_softmax", "q_learning", True)])
+@pytest.mark.parametrize(
+    ("loss", "target", "double"),
+    [
+        ("hl_gauss", "q_learning", False),
+        ("two_hot", "sarsa", True),
+        ("c51", "q_learning", True),
+        ("mse", "sarsa", True),
+        ("mse_softmax", "q_learning", True),
+    ],
+)
 def test_loss_is_the_numpy_reference(loss, target, double):
     sample, rng = some_sample()
     bins, alpha = 11, 0.7
-    c = offline_dqn.Config(loss=loss, target=target, double=double, bins=bins, v_min=-5.0, v_max=5.0, discount=GAMMA,
-                           cql_alpha=alpha)
-    params, target_params = 2 * rng.normal(size=(2, 4, 3, *[bins] * (loss != "mse"))).astype(np.float32)
+    c = offline_dqn.Config(
+        loss=loss,
+        target=target,
+        double=double,
+        bins=bins,
+        v_min=-5.0,
+        v_max=5.0,
+        discount=GAMMA,
+        cql_alpha=alpha,
+    )
+    params, target_params = 2 * rng.normal(size=(2, 4, 3, *[bins] * (loss != "mse"))).astype(
+        np.float32
+    )
     run = lambda p, t, c: offline_dqn.td_loss(p, t, sample, linear, c)
-    (found, metrics), (grad, target_grad) = quick_jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
-        params, target_params, c)
+    (found, metrics), (grad, target_grad) = quick_jit(
+        jax.value_and_grad(run, (0, 1), has_aux=True)
+    )(params, target_params, c)
 
     batch, next_action, kept = sample
     rows, live, z = np.arange(len(kept)), GAMMA * ~batch.terminated, support(c)[0]
@@ -73,7 +109,11 @@ def test_loss_is_the_numpy_reference(loss, target, double):
     if loss.startswith("mse"):
         each = (value - y) ** 2
     else:
-        goal = scattered(softmax(judge[rows, choice], -1), batch.reward, live, c) if loss == "c51" else target_of(y, c)
+        goal = (
+            scattered(softmax(judge[rows, choice], -1), batch.reward, live, c)
+            if loss == "c51"
+            else target_of(y, c)
+        )
         each = -(goal * log_softmax(out, -1) + entr(goal)).sum(-1)
     cql = logsumexp(q, -1) - value
     np.testing.assert_allclose(metrics["loss/td"], mean(each), rtol=1e-4)
@@ -87,10 +127,16 @@ def test_loss_is_the_numpy_reference(loss, target, double):
     for name, margin in (("clipped", 0.0), ("near_edge", 3 * 0.75 * support(c)[1])):
         np.testing.assert_allclose(metrics[name], mean(np.abs(y) > 5 - margin), rtol=1e-5)
     if loss != "mse":
-        np.testing.assert_allclose(metrics["entropy"], mean(entr(softmax(out, -1)).sum(-1)), rtol=1e-4)
-    # what would be another loss: the other target, bootstrapping masked with truncated too, samples not masked
+        np.testing.assert_allclose(
+            metrics["entropy"], mean(entr(softmax(out, -1)).sum(-1)), rtol=1e-4
+        )
+    # what would be another loss: the other target, bootstrapping masked with truncated too, samples
+    # not masked
     other = next_action if choice is best else best
-    for wrong in (live * decode(judge)[rows, other], ~batch.truncated * live * decode(judge)[rows, choice]):
+    for wrong in (
+        live * decode(judge)[rows, other],
+        ~batch.truncated * live * decode(judge)[rows, choice],
+    ):
         assert np.abs(kept * (batch.reward + wrong - y)).max() > 0.1
     assert abs(each.mean() - mean(each)) > 1e-3
 
@@ -99,21 +145,31 @@ def test_samples_that_are_not_kept_change_nothing():
     sample, rng = some_sample()
     params = rng.normal(size=(4, 3)).astype(np.float32)
     c = offline_dqn.Config(loss="mse", target="sarsa", cql_alpha=0.5)
-    grad = quick_jit(lambda s: jax.grad(lambda p: offline_dqn.td_loss(p, params, s, linear, c)[0])(params))
-    other = sample._replace(next_action=np.where(sample.kept == 0, (sample.next_action + 1) % 3, sample.next_action),
-                            batch=sample.batch._replace(reward=sample.batch.reward + 100 * (sample.kept == 0)))
+    grad = quick_jit(
+        lambda s: jax.grad(lambda p: offline_dqn.td_loss(p, params, s, linear, c)[0])(params)
+    )
+    other = sample._replace(
+        next_action=np.where(sample.kept == 0, (sample.next_action + 1) % 3, sample.next_action),
+        batch=sample.batch._replace(reward=sample.batch.reward + 100 * (sample.kept == 0)),
+    )
     np.testing.assert_array_equal(grad(sample), grad(other))
-    assert not np.any(grad(sample._replace(kept=np.zeros_like(sample.kept))))  # and no division by zero
+    assert not np.any(
+        grad(sample._replace(kept=np.zeros_like(sample.kept)))
+    )  # and no division by zero
 
 
-# ---- CQL ------------------------------------------------------------------------------------------------------
+# ---- CQL -----------------------------------------------------------------------------------------
 
 
 def test_cql_gradient_pushes_down_what_is_not_in_the_data():
     rng = np.random.default_rng(0)
     q, action = 2 * rng.normal(size=(20, 4)).astype(np.float32), rng.integers(0, 4, 20)
-    value, grad = quick_jit(jax.vmap(jax.value_and_grad(lambda q, a: offline_dqn.cql_loss(q[None], a[None])[0])))(q, action)
-    np.testing.assert_allclose(value, logsumexp(q, -1) - q[np.arange(20), action], rtol=1e-4, atol=1e-5)
+    value, grad = quick_jit(
+        jax.vmap(jax.value_and_grad(lambda q, a: offline_dqn.cql_loss(q[None], a[None])[0]))
+    )(q, action)
+    np.testing.assert_allclose(
+        value, logsumexp(q, -1) - q[np.arange(20), action], rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(grad, softmax(q, -1) - np.eye(4)[action], atol=1e-5)
     assert (np.asarray(value) >= 0).all()
 
@@ -125,14 +181,18 @@ def test_cql_solution_of_a_bandit(alpha):
     counts, rewards = np.array([60, 30, 10, 0]), np.array([1.0, 2.0, -1.0, 5.0])
     action = np.repeat(np.arange(4), counts)
     blank = np.zeros(100, np.float32)
-    batch = Transition(blank, action, rewards[action].astype(np.float32), blank + 1 > 0, blank > 0, blank)
+    batch = Transition(
+        blank, action, rewards[action].astype(np.float32), blank + 1 > 0, blank > 0, blank
+    )
     sample = offline_dqn.Sample(batch, action, blank + 1)
     c = offline_dqn.Config(loss="mse", cql_alpha=alpha)
     net = lambda q, obs: jnp.broadcast_to(q, (len(obs), 4))
 
     @quick_jit
     def descend(c):
-        move = lambda _, q: q - 0.2 * jax.grad(lambda q: offline_dqn.td_loss(q, q, sample, net, c)[0])(q)
+        move = lambda _, q: (
+            q - 0.2 * jax.grad(lambda q: offline_dqn.td_loss(q, q, sample, net, c)[0])(q)
+        )
         return jax.lax.fori_loop(0, 3000, move, jnp.zeros(4))
 
     q, mu = np.asarray(descend(c), float), counts / 100
@@ -146,43 +206,88 @@ def test_cql_solution_of_a_bandit(alpha):
         np.testing.assert_allclose(q, [1, 2, -1, 0], atol=1e-3)
 
 
-# ---- data with known values -----------------------------------------------------------------------------------
+# ---- data with known values ----------------------------------------------------------------------
 
 
 def two_steps():
-    """Episodes of two steps, obs 0 then 1; the second step's reward is its action, 1 in a quarter of them, whichever
-    was the first. And some truncated after the first step: what follows each of these begins with action 1."""
+    """Episodes of two steps, obs 0 then 1; the second step's reward is its action, 1 in a quarter
+    of them, whichever was the first. And some truncated after the first step: what follows each of
+    these begins with action 1."""
     begin = lambda action, truncated: (0.0, action, 0.0, 1.0, False, truncated)
-    whole = [[begin(first, False), (1.0, second, float(second), 0.0, True, False)]
-             for first in (1, 0) for second in (0, 0, 0, 1) * 5]
+    whole = [
+        [begin(first, False), (1.0, second, float(second), 0.0, True, False)]
+        for first in (1, 0)
+        for second in (0, 0, 0, 1) * 5
+    ]
     cut = [[begin(i % 2, True)] for i in range(20)]
-    episodes = [episode for pair in zip(cut, whole[:20], strict=True) for episode in pair] + whole[20:]
+    episodes = [episode for pair in zip(cut, whole[:20], strict=True) for episode in pair] + whole[
+        20:
+    ]
     rows = [row for episode in episodes for row in episode]
-    obs, action, reward, next_obs, terminated, truncated = (np.array(column) for column in zip(*rows, strict=True))
-    return dataset.from_arrays(dict(obs=obs[:, None], action=action, reward=reward, next_obs=next_obs[:, None],
-                                    terminated=terminated, truncated=truncated), env="probe-two-step")
+    obs, action, reward, next_obs, terminated, truncated = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
+    return dataset.from_arrays(
+        dict(
+            obs=obs[:, None],
+            action=action,
+            reward=reward,
+            next_obs=next_obs[:, None],
+            terminated=terminated,
+            truncated=truncated,
+        ),
+        env="probe-two-step",
+    )
 
 
 def test_next_actions_are_those_of_the_same_episode(monkeypatch):
     data = two_steps()
     monkeypatch.setattr(offline_dqn, "draw", lambda data, key, n: jnp.arange(n))  # every row once
-    batch, next_action, kept = jax.tree.map(np.asarray, offline_dqn.sample(data, None, len(data), "sarsa"))
-    assert len(data) == 100 and np.array_equal(kept == 0, batch.truncated) and batch.truncated.sum() == 20
+    batch, next_action, kept = jax.tree.map(
+        np.asarray, offline_dqn.sample(data, None, len(data), "sarsa")
+    )
+    assert (
+        len(data) == 100
+        and np.array_equal(kept == 0, batch.truncated)
+        and batch.truncated.sum() == 20
+    )
     asked = np.flatnonzero((kept == 1) & ~batch.terminated)
-    assert np.array_equal(next_action[asked], batch.action[asked + 1]) and next_action[asked].mean() == 0.25
+    assert (
+        np.array_equal(next_action[asked], batch.action[asked + 1])
+        and next_action[asked].mean() == 0.25
+    )
     assert next_action[batch.truncated].all()  # of another episode: what the mask is for
-    assert offline_dqn.sample(data, None, len(data), "q_learning").kept.all()  # it asks for no action
+    assert offline_dqn.sample(
+        data, None, len(data), "q_learning"
+    ).kept.all()  # it asks for no action
 
 
-TINY = offline_dqn.Config(env="probe-two-step", total_steps=600, hidden=(16,), bins=21, v_min=-2.0, v_max=2.0,
-                          batch_size=32, target_every=20, learning_rate=0.02, discount=GAMMA, cql_alpha=0.0)
+TINY = offline_dqn.Config(
+    env="probe-two-step",
+    total_steps=600,
+    hidden=(16,),
+    bins=21,
+    v_min=-2.0,
+    v_max=2.0,
+    batch_size=32,
+    target_every=20,
+    learning_rate=0.02,
+    discount=GAMMA,
+    cql_alpha=0.0,
+)
 
 
 def test_values_by_q_learning_and_by_sarsa(monkeypatch):
-    data, env, obs, right = two_steps(), rlzoo.make(TINY.env), jnp.array([[0.0], [1.0]]), offline_dqn.sample
+    data, env, obs, right = (
+        two_steps(),
+        rlzoo.make(TINY.env),
+        jnp.array([[0.0], [1.0]]),
+        offline_dqn.sample,
+    )
 
     def learnt(loss, target, masks):
-        """Values [masks, obs 0 and 1, action] and greedy actions after training, and metrics; with and without the mask."""
+        """Values [masks, obs 0 and 1, action] and greedy actions after training, and metrics; with
+        and without the mask."""
         config = dataclasses.replace(TINY, loss=loss, target=target)
         shape = (2,) if loss == "mse" else (2, config.bins)
         net = offline_dqn.Network(config.hidden, int(np.prod(shape)), 0, jax.nn.initializers.zeros)
@@ -191,27 +296,40 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
             drawn = lambda sample: sample._replace(kept=jnp.where(mask, sample.kept, 1.0))
             monkeypatch.setattr(offline_dqn, "sample", lambda *args: drawn(right(*args)))
             alg = offline_dqn.make(config, env, data)
-            state, metrics = jax.lax.scan(alg.step, alg.init(jax.random.key(0)), jnp.arange(config.total_steps))
+            state, metrics = jax.lax.scan(
+                alg.step, alg.init(jax.random.key(0)), jnp.arange(config.total_steps)
+            )
             q = offline_dqn.decode(net.apply(state.params, obs).reshape(2, *shape), config)
             return q, alg.act(alg.policy(state), obs, None), metrics
 
         return jax.tree.map(np.asarray, quick_jit(jax.vmap(run))(jnp.array(masks)))
 
     (best,), (actions,), metrics = learnt("hl_gauss", "q_learning", [True])
-    np.testing.assert_allclose(best, [[GAMMA, GAMMA], [0, 1]], atol=0.08)  # truncated rows bootstrap too
+    np.testing.assert_allclose(
+        best, [[GAMMA, GAMMA], [0, 1]], atol=0.08
+    )  # truncated rows bootstrap too
     assert actions[1] == 1 and metrics["kept"].min() == 1.0
     (follows, naive), _, metrics = learnt("mse", "sarsa", [True, False])
     np.testing.assert_allclose(follows, [[GAMMA / 4] * 2, [0, 1]], atol=0.12)
     assert 0.7 < metrics["kept"][0].mean() < 0.9
-    assert naive[0].min() > GAMMA / 4 + 0.12  # the bug this guards against: taking the action of the episode after
+    assert (
+        naive[0].min() > GAMMA / 4 + 0.12
+    )  # the bug this guards against: taking the action of the episode after
 
 
-# ---- the zoo's own data ---------------------------------------------------------------------------------------
+# ---- the zoo's own data --------------------------------------------------------------------------
 
 
 def test_from_a_dqn_to_its_data_to_an_offline_agent(tmp_path):
-    online = dqn.Config(env="probe-time-limit", total_steps=60, num_envs=2, buffer_size=60, batch_size=4,
-                        learning_starts=20, hidden=(4,))
+    online = dqn.Config(
+        env="probe-time-limit",
+        total_steps=60,
+        num_envs=2,
+        buffer_size=60,
+        batch_size=4,
+        learning_starts=20,
+        hidden=(4,),
+    )
     run = train(dqn.make, online, tmp_path / "dqn")
     dataset.save(collect.replay(run), tmp_path / "replay.npz")
     data, env = dataset.load(tmp_path / "replay.npz"), rlzoo.make(online.env)
@@ -225,19 +343,29 @@ def test_from_a_dqn_to_its_data_to_an_offline_agent(tmp_path):
         return alg.act(alg.policy(state), data.obs, None), metrics
 
     actions, metrics = learn(data)
-    assert len(data) == 60 and set(np.asarray(actions)) <= {0, 1} and np.isfinite(metrics["loss/td"]).all()
+    assert (
+        len(data) == 60
+        and set(np.asarray(actions)) <= {0, 1}
+        and np.isfinite(metrics["loss/td"]).all()
+    )
     np.testing.assert_allclose(np.mean(metrics["kept"]), 0.8, atol=0.03)  # one step of five is cut
 
 
-# ---- networks, bad input --------------------------------------------------------------------------------------
+# ---- networks, bad input -------------------------------------------------------------------------
 
 
 def test_torsos():
     def shapes(**fields):
         env = rlzoo.make(fields["env"])
-        data = jax.eval_shape(lambda: dataset.Dataset(**{
-            name: jnp.zeros((5, *x.shape), x.dtype) for name, x in env.example()._asdict().items()},
-            starts=jnp.array([0, 5])))
+        data = jax.eval_shape(
+            lambda: dataset.Dataset(
+                **{
+                    name: jnp.zeros((5, *x.shape), x.dtype)
+                    for name, x in env.example()._asdict().items()
+                },
+                starts=jnp.array([0, 5]),
+            )
+        )
         alg = offline_dqn.make(offline_dqn.Config(bins=7, **fields), env, data)
         params = jax.eval_shape(alg.init, jax.random.key(0)).params["params"]
         return [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params))]
@@ -249,18 +377,25 @@ def test_torsos():
     assert shapes(**image, channels=0) == [(400, 12), (12, 3 * 7)]
 
 
-@pytest.mark.parametrize(("env", "fields", "message"), [
-    ("probe-two-step", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
-    ("probe-two-step", {"target": "salsa"}, "--target 'salsa' is unknown; nearest: sarsa"),
-    ("probe-two-step", {"bins": 1}, "bins=1 must be at least 2"),
-    ("probe-two-step", {"target_every": 0}, "target_every=0 must be at least 1"),
-    ("probe-two-step", {"batch_size": 0}, "batch_size=0 must be at least 1"),
-    ("probe-two-step", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
-    ("probe-two-step", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
-    ("probe-two-step", {"cql_alpha": -1.0}, "cql_alpha=-1.0 must be at least 0"),
-    ("CartPole-v1", {}, "the data set has obs \\[1\\] .* CartPole-v1 has obs \\[4\\] and 2 discrete actions"),
-    ("probe-two-step-continuous", {}, "continuous actions"),
-])
+@pytest.mark.parametrize(
+    ("env", "fields", "message"),
+    [
+        ("probe-two-step", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
+        ("probe-two-step", {"target": "salsa"}, "--target 'salsa' is unknown; nearest: sarsa"),
+        ("probe-two-step", {"bins": 1}, "bins=1 must be at least 2"),
+        ("probe-two-step", {"target_every": 0}, "target_every=0 must be at least 1"),
+        ("probe-two-step", {"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ("probe-two-step", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
+        ("probe-two-step", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
+        ("probe-two-step", {"cql_alpha": -1.0}, "cql_alpha=-1.0 must be at least 0"),
+        (
+            "CartPole-v1",
+            {},
+            "the data set has obs \\[1\\] .* CartPole-v1 has obs \\[4\\] and 2 discrete actions",
+        ),
+        ("probe-two-step-continuous", {}, "continuous actions"),
+    ],
+)
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
         offline_dqn.make(dataclasses.replace(TINY, **fields), rlzoo.make(env), two_steps())

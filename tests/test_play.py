@@ -1,4 +1,5 @@
-"""Playing: the episodes are those of evaluation, the pictures show the state, the files hold the pictures."""
+"""Playing: the episodes are those of evaluation, the pictures show the state, the files hold the
+pictures."""
 
 import base64
 import functools
@@ -43,7 +44,10 @@ def start(id):
 def frames(id, *changes):
     """Frames whose states differ from the start's in the given fields."""
     frame = start(id)[1]
-    return [frame._replace(step=i, state=frame.state.replace(**fields)) for i, fields in enumerate(changes)]
+    return [
+        frame._replace(step=i, state=frame.state.replace(**fields))
+        for i, fields in enumerate(changes)
+    ]
 
 
 def shots(id, *changes):
@@ -62,24 +66,34 @@ def shows(env, frames):
     return [canvas(frame) for frame in frames]
 
 
-# ---- episodes -------------------------------------------------------------------------------------------------
+# ---- episodes ------------------------------------------------------------------------------------
 
 
 def balance(memory, obs, reward, keys):
     """Remembers how often it was asked, and stumbles at random."""
     lean = obs[:, 2] + 0.3 * obs[:, 3] > 0
-    return (lean ^ jax.vmap(lambda key: jax.random.bernoulli(key, 0.3))(keys)).astype(jnp.int32), memory + 1
+    return (lean ^ jax.vmap(lambda key: jax.random.bernoulli(key, 0.3))(keys)).astype(
+        jnp.int32
+    ), memory + 1
 
 
 def test_rolls_what_evaluation_rolls():
     env = rlzoo.make("CartPole-v1?sticky=0.2&limit=60")
-    returns, lengths = jax.jit(lambda keys: episodes(env, balance, jnp.zeros(3, jnp.int32), keys))(KEYS)
+    returns, lengths = jax.jit(lambda keys: episodes(env, balance, jnp.zeros(3, jnp.int32), keys))(
+        KEYS
+    )
     rolled = list(play.roll(env, balance, jnp.zeros(1, jnp.int32), KEYS))
-    assert [len(frames) - 1 for frames in rolled] == lengths.tolist() == [frames[-1].step for frames in rolled]
+    assert (
+        [len(frames) - 1 for frames in rolled]
+        == lengths.tolist()
+        == [frames[-1].step for frames in rolled]
+    )
     assert [float(frames[-1].episode_return) for frames in rolled] == returns.tolist()
     assert len(set(lengths.tolist())) > 1
     assert all([frame.step for frame in frames] == list(range(len(frames))) for frames in rolled)
-    np.testing.assert_array_equal([f.state.x for f in rolled[0]], [f.obs[0] for f in rolled[0]])  # state of that step
+    np.testing.assert_array_equal(
+        [f.state.x for f in rolled[0]], [f.obs[0] for f in rolled[0]]
+    )  # state of that step
     (cut,) = play.roll(env, balance, jnp.zeros(1, jnp.int32), KEYS[:1], steps=4)
     assert [f.step for f in cut] == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(cut[4].obs, rolled[0][4].obs)
@@ -93,7 +107,10 @@ def test_compiles_once_for_all_steps_and_episodes():
         traced.append(1)
         return jnp.zeros(1, jnp.int32), memory
 
-    assert [len(frames) for frames in play.roll(rlzoo.make("MetaMaze-misc"), act, None, KEYS[:2], steps=3)] == [4, 4]
+    assert [
+        len(frames)
+        for frames in play.roll(rlzoo.make("MetaMaze-misc"), act, None, KEYS[:2], steps=3)
+    ] == [4, 4]
     assert len(traced) == 1
 
 
@@ -103,18 +120,30 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write_curve", lambda *_: None)
-        rlzoo.train(toy.make, toy.Config(total_steps=20), sweep={"goal": [1.0, -1.0]}, out=str(out), seeds=2,
-                    eval_episodes=3, eval_every=0, quiet=True, cache=False)
+        rlzoo.train(
+            toy.make,
+            toy.Config(total_steps=20),
+            sweep={"goal": [1.0, -1.0]},
+            out=str(out),
+            seeds=2,
+            eval_episodes=3,
+            eval_every=0,
+            quiet=True,
+            cache=False,
+        )
     return out
 
 
 def test_a_run_scores_as_its_summary_says(run):
-    """Right member, right configuration: with the keys of the last evaluation, the same mean return."""
+    """Right member, right configuration: with the keys of the last evaluation, the same mean
+    return."""
     members = json.loads((run / "summary.json").read_text())["members"]
     scores = []
     for member in (0, 3):
         env, act, memory = play._trained(run, member)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(members[member]["seed"]), EVALUATION), 20)
+        key = jax.random.fold_in(
+            jax.random.fold_in(jax.random.key(members[member]["seed"]), EVALUATION), 20
+        )
         rolled = play.roll(env, act, memory, jax.random.split(key, 3))
         scores.append(np.mean([frames[-1].episode_return for frames in rolled]))
         assert scores[-1] == pytest.approx(members[member]["eval/return"])
@@ -129,7 +158,9 @@ def test_a_policy_that_remembers(monkeypatch):
     monkeypatch.setattr(play, "trained", lambda run, member: Trained(env, algorithm, state))
     (frames,) = play.roll(*play._trained("run", 0), KEYS[:1])
     sides = [frame.state.x_dot for frame in frames]
-    assert len(sides) > 5 and (np.diff(np.sign(np.diff(sides))) != 0).all()  # the cart is pushed left, right, left, ...
+    assert (
+        len(sides) > 5 and (np.diff(np.sign(np.diff(sides))) != 0).all()
+    )  # the cart is pushed left, right, left, ...
 
 
 def test_command(run, tmp_path, monkeypatch, capsys):
@@ -139,18 +170,27 @@ def test_command(run, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()
 
     out = go(run, "--episodes", "2", "--member", "1", "--fps", "10")
-    lengths = [int(length) for length in re.findall(r"return \d+\.00, length (\d+)", "\n".join(out))]
+    lengths = [
+        int(length) for length in re.findall(r"return \d+\.00, length (\d+)", "\n".join(out))
+    ]
     assert len(lengths) == 2 and out[-1] == f"wrote {run / 'play.gif'}"
     with Image.open(run / "play.gif") as gif:
         shown = 0
         for i in range(gif.n_frames):
             gif.seek(i)
             shown += gif.info["duration"]
-    assert shown == 100 * sum(length + 1 + 10 for length in lengths)  # every step, and a second at the end
+    assert shown == 100 * sum(
+        length + 1 + 10 for length in lengths
+    )  # every step, and a second at the end
     monkeypatch.chdir(tmp_path)
-    assert go("--random", "CartPole-v1?limit=4", "--steps", "2")[0] == "episode 1: return 2.00, length 2"
+    assert (
+        go("--random", "CartPole-v1?limit=4", "--steps", "2")[0]
+        == "episode 1: return 2.00, length 2"
+    )
     assert (tmp_path / "CartPole-v1-limit-4.gif").exists()
-    assert go("--random", "Pendulum-v1", "--steps", "1", "--gif", "new/a.gif")[-1] == "wrote new/a.gif"
+    assert (
+        go("--random", "Pendulum-v1", "--steps", "1", "--gif", "new/a.gif")[-1] == "wrote new/a.gif"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +204,10 @@ def test_command(run, tmp_path, monkeypatch, capsys):
         ({"random": "CartPole-v1", "steps": 0}, "--steps is 0"),
         ({"random": "CartPole-v1", "fps": 51.0}, "--fps is 51"),
         ({"random": "CartPole-v1", "fps": 0.0}, "--fps is 0"),
-        ({"random": "CartPole-v1", "out": "a.html"}, "a.html: CartPole-v1 is drawn into .gif or .mp4"),
+        (
+            {"random": "CartPole-v1", "out": "a.html"},
+            "a.html: CartPole-v1 is drawn into .gif or .mp4",
+        ),
         ({"random": "CartPole-v1", "out": "a.mp4"}, "needs ffmpeg"),
         ({"random": "CartPole-v1", "out": "/proc/none/a.gif"}, "cannot write /proc/none/a.gif"),
     ],
@@ -186,26 +229,43 @@ def test_no_such_member_and_no_source(run, tmp_path):
         play.play(tmp_path)
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------
 
 
-GYMNAX = [id for id, factory in gymnax.registration._registry.items()
-          if getattr(factory, "func", factory).__module__.startswith("gymnax.")]
+GYMNAX = [
+    id
+    for id, factory in gymnax.registration._registry.items()
+    if getattr(factory, "func", factory).__module__.startswith("gymnax.")
+]
 
 
-@pytest.mark.parametrize("id", [pytest.param(id, marks=[pytest.mark.slow] * ("MinAtar" in id))
-                                for id in GYMNAX if "MNIST" not in id])
+@pytest.mark.parametrize(
+    "id",
+    [
+        pytest.param(id, marks=[pytest.mark.slow] * ("MinAtar" in id))
+        for id in GYMNAX
+        if "MNIST" not in id
+    ],
+)
 def test_every_environment_of_gymnax_has_a_picture(id):
     (picture,) = shots(id, {})
     height, width, _ = picture.shape
-    assert picture.dtype == np.uint8 and 240 <= width <= play.WIDTH and 100 <= height <= play.HEIGHT + play.TITLE
-    assert len(np.unique(picture[play.TITLE :].reshape(-1, 3), axis=0)) > (id != "SimpleBandit-bsuite")
+    assert (
+        picture.dtype == np.uint8
+        and 240 <= width <= play.WIDTH
+        and 100 <= height <= play.HEIGHT + play.TITLE
+    )
+    assert len(np.unique(picture[play.TITLE :].reshape(-1, 3), axis=0)) > (
+        id != "SimpleBandit-bsuite"
+    )
 
 
 def test_cart_pole():
     cases = (-1.0, -0.2), (1.5, 0.2)
     scale = play.WIDTH / 5.8  # pixels for a unit of length
-    for picture, (x, theta) in zip(shots("CartPole-v1", *({"x": x, "theta": t} for x, t in cases)), cases, strict=True):
+    for picture, (x, theta) in zip(
+        shots("CartPole-v1", *({"x": x, "theta": t} for x, t in cases)), cases, strict=True
+    ):
         cart, pole = pixels(picture, INK), pixels(picture, ORANGE)
         above = cart[1] > np.median(cart[1])  # without the track
         assert cart[0][above].mean() == pytest.approx(play.WIDTH / 2 + scale * x, abs=2)
@@ -214,21 +274,32 @@ def test_cart_pole():
 
 
 def test_pendulum():
-    up, left = shots("Pendulum-v1", {"theta": 0.0, "last_u": 2.0}, {"theta": np.pi / 2, "last_u": -1.0})
+    up, left = shots(
+        "Pendulum-v1", {"theta": 0.0, "last_u": 2.0}, {"theta": np.pi / 2, "last_u": -1.0}
+    )
     for picture, x, y in ((up, 0, 1), (left, -1, 0)):
         rod, scale = pixels(picture, RED), 200 / 1.3
         assert rod[0].mean() == pytest.approx(200 + scale * x / 2, abs=4)
         assert rod[1].mean() == pytest.approx(200 + scale * y / 2, abs=4)
-    assert pixels(up, BLUE)[0].mean() < 200 < pixels(left, BLUE)[0].mean()  # a positive torque turns to the left
+    assert (
+        pixels(up, BLUE)[0].mean() < 200 < pixels(left, BLUE)[0].mean()
+    )  # a positive torque turns to the left
 
 
 def test_acrobot():
-    hanging, folded = shots("Acrobot-v1", {"joint_angle1": 0.0, "joint_angle2": 0.0},
-                            {"joint_angle1": np.pi / 2, "joint_angle2": np.pi / 2})
+    hanging, folded = shots(
+        "Acrobot-v1",
+        {"joint_angle1": 0.0, "joint_angle2": 0.0},
+        {"joint_angle1": np.pi / 2, "joint_angle2": np.pi / 2},
+    )
     (right, up), scale = pixels(hanging, BLUE), 400 / 4.4
-    assert right.mean() == pytest.approx(200, abs=2) and up.min() == pytest.approx(200 - 2 * scale, abs=7)
+    assert right.mean() == pytest.approx(200, abs=2) and up.min() == pytest.approx(
+        200 - 2 * scale, abs=7
+    )
     right, up = pixels(folded, BLUE)  # the first link goes to the right, the second up from its end
-    assert right.max() == pytest.approx(200 + scale, abs=7) and up.max() == pytest.approx(200 + scale, abs=7)
+    assert right.max() == pytest.approx(200 + scale, abs=7) and up.max() == pytest.approx(
+        200 + scale, abs=7
+    )
 
 
 @pytest.mark.parametrize("id", ["MountainCar-v0", "MountainCarContinuous-v0"])
@@ -238,13 +309,17 @@ def test_mountain_car(id):
         right, up = pixels(picture, RED)
         slope, lift = np.arctan(1.35 * np.cos(3 * x)), 0.045  # the car stands on the hill
         assert right.mean() == pytest.approx(scale * (x + 1.25 - lift * np.sin(slope)), abs=4)
-        assert up.mean() == pytest.approx(scale * (0.45 * np.sin(3 * x) + 0.57 + lift * np.cos(slope)), abs=4)
+        assert up.mean() == pytest.approx(
+            scale * (0.45 * np.sin(3 * x) + 0.57 + lift * np.cos(slope)), abs=4
+        )
 
 
 @pytest.mark.parametrize("options", ["", "?stack=3&sticky=0.2&limit=50&clip=1"])
 def test_minatar_by_channel_and_through_wrappers(options):
     (frame,) = frames("Breakout-MinAtar" + options, {"pos": 7, "ball_x": 2, "ball_y": 5})
-    assert frame.obs.shape[-1] == (12 if options else 4)  # what the policy sees is not what is drawn
+    assert frame.obs.shape[-1] == (
+        12 if options else 4
+    )  # what the policy sees is not what is drawn
     (picture,) = shots("Breakout-MinAtar" + options, {"pos": 7, "ball_x": 2, "ball_y": 5})
     cells = picture[play.TITLE :][20::40, 20::40]
     expected = np.zeros((10, 10), int)
@@ -258,9 +333,15 @@ def test_maze_and_plane():
     (picture,) = shots("FourRooms-misc", {"pos": np.array([3, 10]), "goal": np.array([8, 1])})
     cell = (picture.shape[0] - play.TITLE) / 13
     agent, goal = pixels(picture, BLUE), pixels(picture, GREEN)
-    assert agent[0].mean() == pytest.approx(10.5 * cell, abs=1) and agent[1].mean() == pytest.approx(9.5 * cell, abs=1)
-    assert goal[0].mean() == pytest.approx(1.5 * cell, abs=1) and goal[1].mean() == pytest.approx(4.5 * cell, abs=1)
-    (picture,) = shots("PointRobot-misc", {"pos": np.array([1.0, 0.0]), "goal": np.array([0.0, -1.0])})
+    assert agent[0].mean() == pytest.approx(10.5 * cell, abs=1) and agent[
+        1
+    ].mean() == pytest.approx(9.5 * cell, abs=1)
+    assert goal[0].mean() == pytest.approx(1.5 * cell, abs=1) and goal[1].mean() == pytest.approx(
+        4.5 * cell, abs=1
+    )
+    (picture,) = shots(
+        "PointRobot-misc", {"pos": np.array([1.0, 0.0]), "goal": np.array([0.0, -1.0])}
+    )
     agent, goal = pixels(picture, BLUE), pixels(picture, GREEN)
     assert agent[0].mean() > 350 and abs(agent[1].mean() - 200) < 3
     assert abs(goal[0].mean() - 200) < 3 and goal[1].mean() < 50
@@ -284,14 +365,20 @@ def plain(kind=Plain, **fields):
 
 
 def seen(*observations):
-    return [play.Frame(np.asarray(obs, np.float32), None, i, 0.0) for i, obs in enumerate(observations)]
+    return [
+        play.Frame(np.asarray(obs, np.float32), None, i, 0.0) for i, obs in enumerate(observations)
+    ]
 
 
 def test_observations_as_bars_and_images():
     one, two = shows(plain(), seen([0, 1, 0.5, 0], [-1, 0, 0, 0]))
     (right, up), step = pixels(one, BLUE), 0.88 * play.WIDTH / 4.2  # the axis is 4.2 bars wide
     heights = [len(up[abs(right - 0.1 * play.WIDTH - step * (i + 0.6)) < 1]) for i in range(4)]
-    assert heights[1] == pytest.approx(2 * heights[2], abs=4) and heights[2] > 100 and heights[0] == heights[3] == 0
+    assert (
+        heights[1] == pytest.approx(2 * heights[2], abs=4)
+        and heights[2] > 100
+        and heights[0] == heights[3] == 0
+    )
     assert pixels(two, BLUE)[1].max() <= up.min() + 1  # one scale for all frames: below zero here
     dark, light = shows(plain(shape=(2, 4)), seen(np.zeros((2, 4)), np.eye(2, 4)))
     assert not dark[play.TITLE :].any() and dark.shape[:2] == (240 + play.TITLE, 480)
@@ -309,7 +396,9 @@ def test_an_environment_says_how_it_looks():
     assert shown[0].shape == (240 + play.TITLE, 480, 3)
     line = lambda self, state, params: lambda ax: ax.plot([0, 1 + state], [0, 1], color=RED, lw=5)
     shown = shows(plain(render=line), three)
-    assert all(len(pixels(shot, RED)[0]) > 1000 for shot in shown)  # one line in each, none left from the last
+    assert all(
+        len(pixels(shot, RED)[0]) > 1000 for shot in shown
+    )  # one line in each, none left from the last
     for wrong in (np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
         with pytest.raises(Refused, match=r"should give uint8 \[height, width, 3\]"):
             shows(plain(render=lambda self, state, params, wrong=wrong: wrong), three)
@@ -323,7 +412,7 @@ def test_the_nearest_class_draws():
     assert play._drawing(plain().inner) is play._observation
 
 
-# ---- files ----------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_gif_holds_the_pictures(tmp_path):
@@ -336,7 +425,10 @@ def test_gif_holds_the_pictures(tmp_path):
         for i in range(gif.n_frames):
             gif.seek(i)
             assert gif.info["duration"] == (50 if i < len(moving) - 1 else 50 * 21)
-            off = [np.abs(np.asarray(gif.convert("RGB")).astype(int) - picture).mean() for picture in pictures]
+            off = [
+                np.abs(np.asarray(gif.convert("RGB")).astype(int) - picture).mean()
+                for picture in pictures
+            ]
             assert off[i] < 2 and np.argmin(off) == i
 
 
@@ -362,7 +454,7 @@ def test_mp4_goes_through_ffmpeg(tmp_path, monkeypatch):
         play.write(env, [two], Path("b.mp4"), fps=10)
 
 
-# ---- MuJoCo ---------------------------------------------------------------------------------------------------
+# ---- MuJoCo --------------------------------------------------------------------------------------
 
 BALL = """<mujoco><worldbody><light pos="0 0 3"/><camera name="track" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/>
 <body><joint type="slide" axis="1 0 0"/><geom size="0.3" rgba="1 0 0 1"/></body></worldbody></mujoco>"""
@@ -404,7 +496,9 @@ def test_brax_without_opengl_becomes_a_page(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "no OpenGL" in out and out.count("\n") == 1 and not (tmp_path / "a.gif").exists()
     page = (tmp_path / "a.html").read_text()
-    system = json.loads(zlib.decompress(base64.b64decode(re.search('var system = "(.+?)"', page)[1])))
+    system = json.loads(
+        zlib.decompress(base64.b64decode(re.search('var system = "(.+?)"', page)[1]))
+    )
     for x, frame in zip(system["states"]["x"], shown, strict=True):
         np.testing.assert_allclose(x["pos"], frame.state.physics.pipeline_state.x.pos, rtol=1e-6)
     assert system["opt"]["timestep"] == pytest.approx(env.inner.env.env.dt)

@@ -18,7 +18,7 @@ from rlzoo.wrappers import RunningStats
 GAMMA = 0.9
 
 
-# ---- advantages -----------------------------------------------------------------------------------------------
+# ---- advantages ----------------------------------------------------------------------------------
 
 
 def gae_reference(reward, value, next_value, terminated, over, discount, lam, bootstrap_over=True):
@@ -36,18 +36,24 @@ def test_gae_is_the_plain_loop(kind):
     rng = np.random.default_rng(0)
     reward, value, next_value = rng.normal(size=(3, 37, 5))
     ends, which = rng.random((37, 5)) < 0.2, rng.random((37, 5)) < 0.5
-    terminated = ends & {"terminated": True, "truncated": False, "both": which, "never": False}[kind]
+    terminated = (
+        ends & {"terminated": True, "truncated": False, "both": which, "never": False}[kind]
+    )
     over = ends & (kind != "never")
     args = (reward, value, next_value, terminated, over, 0.97, 0.9)
     found = quick_jit(ppo.gae)(*(x.astype(np.float32) for x in args[:3]), *args[3:])
     np.testing.assert_allclose(found, gae_reference(*args), rtol=1e-4, atol=1e-5)
-    if kind in ("truncated", "both"):  # masking the bootstrap with `done` is the bug this guards against
+    if kind in (
+        "truncated",
+        "both",
+    ):  # masking the bootstrap with `done` is the bug this guards against
         naive = gae_reference(*args, bootstrap_over=False)
         assert np.abs(found - naive).max() > 0.1
 
 
 def rollout_like(rng, length, num_envs, limit, obs_shape, end_rate):
-    """Transitions as a rollout of an environment with a time limit gives them, cut in at any time of an episode."""
+    """Transitions as a rollout of an environment with a time limit gives them, cut in at any time
+    of an episode."""
     obs = rng.normal(size=(length + 1, num_envs, *obs_shape)).astype(np.float32)
     next_obs = obs[1:].copy()
     terminated, truncated = np.zeros((2, length, num_envs), bool)
@@ -63,10 +69,18 @@ def rollout_like(rng, length, num_envs, limit, obs_shape, end_rate):
     return Transition(obs[:-1], zeros, zeros, terminated, truncated, next_obs)
 
 
-@pytest.mark.parametrize(("length", "limit", "obs_shape", "end_rate"), [
-    (20, 3, (2,), 0.0), (20, 3, (2,), 0.3), (20, 1, (2,), 0.2), (16, 16, (2,), 0.05), (8, 100, (2,), 0.2),
-    (15, 4, (4, 4, 2), 0.1), (1, 5, (2,), 0.3),
-])
+@pytest.mark.parametrize(
+    ("length", "limit", "obs_shape", "end_rate"),
+    [
+        (20, 3, (2,), 0.0),
+        (20, 3, (2,), 0.3),
+        (20, 1, (2,), 0.2),
+        (16, 16, (2,), 0.05),
+        (8, 100, (2,), 0.2),
+        (15, 4, (4, 4, 2), 0.1),
+        (1, 5, (2,), 0.3),
+    ],
+)
 def test_successor_values_are_those_of_every_true_successor(length, limit, obs_shape, end_rate):
     rng = np.random.default_rng(length * limit)
     steps = rollout_like(rng, length, 64, limit, obs_shape, end_rate)
@@ -82,7 +96,9 @@ def test_successor_values_are_those_of_every_true_successor(length, limit, obs_s
     assert steps.truncated[-1].any() or limit > length
     asked = ~steps.terminated  # gae never uses the others
     np.testing.assert_allclose(found[asked], direct[asked], rtol=1e-5, atol=1e-6)
-    shifted = np.append(value[1:], direct[-1:], 0)  # the naive variant: the observation acted on next
+    shifted = np.append(
+        value[1:], direct[-1:], 0
+    )  # the naive variant: the observation acted on next
     if steps.truncated[:-1].any():
         assert np.abs(shifted - direct)[asked].max() > 0.1
 
@@ -107,13 +123,15 @@ def test_successor_values_where_the_time_limit_differs_between_environments():
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         real = ppo.successor_values
-        patch.setattr(ppo, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1])
+        patch.setattr(
+            ppo, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1]
+        )
         alg = ppo.make(ppo.Config(num_envs=2, num_steps=8), env)
         jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
     assert seen == [3]
 
 
-# ---- distributions and the loss -------------------------------------------------------------------------------
+# ---- distributions and the loss ------------------------------------------------------------------
 
 
 def test_log_prob_and_entropy_are_those_of_distrax():
@@ -128,9 +146,14 @@ def test_log_prob_and_entropy_are_those_of_distrax():
 
     log_std = jnp.asarray(rng.normal(size=5), jnp.float32)
     action = jnp.asarray(rng.normal(size=(7, 5)) * 2, jnp.float32)
-    gaussian = quick_jit(lambda head, log_std, action: theirs(
-        distrax.MultivariateNormalDiag(head, jnp.exp(log_std)), action))
-    for found, wanted in zip(ours(head, log_std, action), gaussian(head, log_std, action), strict=True):
+    gaussian = quick_jit(
+        lambda head, log_std, action: theirs(
+            distrax.MultivariateNormalDiag(head, jnp.exp(log_std)), action
+        )
+    )
+    for found, wanted in zip(
+        ours(head, log_std, action), gaussian(head, log_std, action), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
@@ -162,11 +185,15 @@ def test_loss_and_metrics_are_the_numpy_reference(discrete):
         entropy = -(probs * np.log(probs)).sum(-1)
     else:
         std = np.exp(p.log_std)
-        log_prob = (-0.5 * ((b.action - head) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
+        log_prob = (
+            -0.5 * ((b.action - head) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+        ).sum(-1)
         entropy = np.full(len(head), (0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum())
     ratio = np.exp(log_prob - b.log_prob)
     advantage = (b.advantage - b.advantage.mean()) / b.advantage.std()
-    surrogate = [min(r * a, min(max(r, 0.85), 1.15) * a) for r, a in zip(ratio, advantage, strict=True)]
+    surrogate = [
+        min(r * a, min(max(r, 0.85), 1.15) * a) for r, a in zip(ratio, advantage, strict=True)
+    ]
     policy = -np.mean(surrogate)
     value = 0.5 * np.mean(((b.obs @ p.critic)[:, 0] - b.target) ** 2)
     kl = np.mean(ratio - 1 - np.log(ratio))
@@ -174,7 +201,9 @@ def test_loss_and_metrics_are_the_numpy_reference(discrete):
     assert 0.1 < clipped < 0.9
     np.testing.assert_allclose(total, policy + 0.7 * value - 0.03 * entropy.mean(), rtol=1e-4)
     assert ppo.METRICS == ("loss/policy", "loss/value", "entropy", "kl", "clipped")
-    np.testing.assert_allclose(metrics, [policy, value, entropy.mean(), kl, clipped], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics, [policy, value, entropy.mean(), kl, clipped], rtol=1e-3, atol=1e-5
+    )
 
 
 def test_clipped_samples_have_no_gradient():
@@ -196,7 +225,9 @@ def test_clipped_samples_have_no_gradient():
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 100])
 def test_shuffles_are_uniform_permutations(size):
     count = 4000
-    rows = np.asarray(quick_jit(ppo.shuffles, static_argnums=(1, 2))(jax.random.key(3), count, size))
+    rows = np.asarray(
+        quick_jit(ppo.shuffles, static_argnums=(1, 2))(jax.random.key(3), count, size)
+    )
     assert rows.shape == (count, size) and rows.dtype == np.int32
     assert (np.sort(rows, 1) == np.arange(size)).all()
     if size > 5:
@@ -208,10 +239,19 @@ def test_shuffles_are_uniform_permutations(size):
     assert abs(chi2 - freedom) <= 5 * np.sqrt(2 * freedom)
 
 
-# ---- probe environments ---------------------------------------------------------------------------------------
+# ---- probe environments --------------------------------------------------------------------------
 
-TINY = ppo.Config(total_steps=100 * 128, num_envs=8, num_steps=16, epochs=4, minibatches=2, hidden=(16,),
-                  learning_rate=0.02, discount=GAMMA, entropy_coef=0.0)
+TINY = ppo.Config(
+    total_steps=100 * 128,
+    num_envs=8,
+    num_steps=16,
+    epochs=4,
+    minibatches=2,
+    hidden=(16,),
+    learning_rate=0.02,
+    discount=GAMMA,
+    entropy_coef=0.0,
+)
 
 
 OBS = jnp.array([[-1.0], [0.0], [1.0]])
@@ -254,16 +294,19 @@ def test_time_limit_taken_as_the_end_is_missed(discrete):
     assert values(discrete, 5)[1] < 0.5 / (1 - GAMMA)
 
 
-# ---- the rest of make -----------------------------------------------------------------------------------------
+# ---- the rest of make ----------------------------------------------------------------------------
 
 
 def test_learning_rate_falls_linearly_to_zero():
     env, calls = rlzoo.make("probe-one-step"), 1000
-    config = dataclasses.replace(TINY, total_steps=calls * 16, num_envs=2, num_steps=8, epochs=1, minibatches=1)
+    config = dataclasses.replace(
+        TINY, total_steps=calls * 16, num_envs=2, num_steps=8, epochs=1, minibatches=1
+    )
 
     @quick_jit
     def falling(t):
-        """How far one call at t moves a parameter: from the same state Adam's direction is the same."""
+        """How far one call at t moves a parameter: from the same state Adam's direction is the
+        same."""
         alg = ppo.make(config, env)
         state = alg.init(jax.random.key(0))
         bias = lambda state: state.params.critic["params"]["bias"]
@@ -276,14 +319,21 @@ def test_learning_rate_falls_linearly_to_zero():
 
 
 def test_normalisation():
-    config = dataclasses.replace(TINY, total_steps=40 * 128, normalize_obs=True, normalize_reward=True)
+    config = dataclasses.replace(
+        TINY, total_steps=40 * 128, normalize_obs=True, normalize_reward=True
+    )
     learnt = learn(ppo.make, config, ["probe-action"])
-    assert learnt.state.stats.count[0] == 40 * 128 and learnt.state.reward_scale.stats.count[0] == 40 * 128
+    assert (
+        learnt.state.stats.count[0] == 40 * 128
+        and learnt.state.reward_scale.stats.count[0] == 40 * 128
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
     assert learnt.actions[0, [0, 2]].tolist() == [0, 1]
     alg = ppo.make(config, rlzoo.make("probe-action"))
     policy = alg.policy(jax.tree.map(lambda x: x[0], learnt.state))
-    shifted = policy._replace(stats=RunningStats(jnp.array([5.0]), jnp.array([4.0]), jnp.float32(9)))
+    shifted = policy._replace(
+        stats=RunningStats(jnp.array([5.0]), jnp.array([4.0]), jnp.float32(9))
+    )
     actions = [alg.act(shifted, jnp.array([obs]), None).item() for obs in (3.0, 7.0)]
     assert actions == [0, 1]  # the statistics move where the policy switches
     assert alg.act(policy, jnp.array([3.0]), None) == 1
@@ -294,12 +344,16 @@ def test_images_are_learned_from():
     alg = ppo.make(dataclasses.replace(TINY, total_steps=256), env)
     assert len(env.obs_shape) == 3
     state, _ = jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
-    action = jax.eval_shape(lambda s: alg.act(alg.policy(s), jnp.zeros(env.obs_shape, env.obs_dtype), None), state)
+    action = jax.eval_shape(
+        lambda s: alg.act(alg.policy(s), jnp.zeros(env.obs_shape, env.obs_dtype), None), state
+    )
     assert action.shape == ()
 
 
 def test_minibatches_must_divide_the_rollout():
-    with pytest.raises(rlzoo.Refused, match="minibatches=3 does not divide num_envs \\* num_steps = 128"):
+    with pytest.raises(
+        rlzoo.Refused, match="minibatches=3 does not divide num_envs \\* num_steps = 128"
+    ):
         ppo.make(dataclasses.replace(TINY, minibatches=3), rlzoo.make("probe-one-step"))
 
 

@@ -1,4 +1,5 @@
-"""PQN: its lambda-returns against plain loops, its loss against NumPy, its schedules, probes under every loss.
+"""PQN: its lambda-returns against plain loops, its loss against NumPy, its schedules, probes under
+every loss.
 
 What it shares with hl_gauss.py and ppo.py is the same text, so that their tests hold for it.
 """
@@ -21,18 +22,37 @@ import rlzoo
 GAMMA = 0.9
 
 
-@pytest.mark.parametrize(("name", "other"), [
-    *[(name, hl_gauss) for name in ("patches", "centres", "decode", "two_hot", "hl_gauss", "encode", "project",
-                                    "first_bias", "kl", "taken")], ("shuffles", ppo)])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        *[
+            (name, hl_gauss)
+            for name in (
+                "patches",
+                "centres",
+                "decode",
+                "two_hot",
+                "hl_gauss",
+                "encode",
+                "project",
+                "first_bias",
+                "kl",
+                "taken",
+            )
+        ],
+        ("shuffles", ppo),
+    ],
+)
 def test_what_is_shared_is_the_same_text(name, other):
     assert inspect.getsource(getattr(pqn, name)) == inspect.getsource(getattr(other, name))
 
 
-# ---- lambda-returns -------------------------------------------------------------------------------------------
+# ---- lambda-returns ------------------------------------------------------------------------------
 
 
 def returns_reference(reward, next_value, terminated, done, discount, lam, move=None):
-    """The recursion as a loop; `move(distribution, reward, discount)` where next_value are distributions."""
+    """The recursion as a loop; `move(distribution, reward, discount)` where next_value are
+    distributions."""
     move = move or (lambda mixed, reward, discount: reward + discount * mixed)
     out = np.zeros(next_value.shape)
     for e in range(reward.shape[1]):
@@ -48,7 +68,9 @@ def rollout(kind, length=23, num_envs=5):
     rng = np.random.default_rng(0)
     reward, next_value = rng.normal(size=(2, length, num_envs)).astype(np.float32)
     ends, which = rng.random((length, num_envs)) < 0.2, rng.random((length, num_envs)) < 0.5
-    terminated = ends & {"terminated": True, "truncated": False, "both": which, "never": False}[kind]
+    terminated = (
+        ends & {"terminated": True, "truncated": False, "both": which, "never": False}[kind]
+    )
     return reward, next_value, terminated, ends & (kind != "never")
 
 
@@ -60,23 +82,33 @@ def test_lambda_returns_are_the_plain_loop(kind):
         found = returns(pqn.Config(discount=GAMMA, td_lambda=lam))
         reference = lambda *ends: returns_reference(reward, next_value, *ends, GAMMA, lam)  # noqa: B023
         np.testing.assert_allclose(found, reference(terminated, done), rtol=1e-4, atol=1e-5)
-        if kind in ("truncated", "both"):  # masking the bootstrap with `done` is the bug this guards against
+        if kind in (
+            "truncated",
+            "both",
+        ):  # masking the bootstrap with `done` is the bug this guards against
             assert np.abs(found - reference(done, done)).max() > 0.1
-            assert lam == 0 or np.abs(found - reference(terminated, terminated)).max() > 0.1  # nor may traces go on
+            assert (
+                lam == 0 or np.abs(found - reference(terminated, terminated)).max() > 0.1
+            )  # nor may traces go on
 
 
 def test_lambda_returns_at_both_ends_of_lambda():
     reward, next_value, terminated, done = rollout("never")
     returns = quick_jit(lambda c: pqn.lambda_returns(reward, next_value, terminated, done, c))
     one_step = reward + GAMMA * next_value
-    np.testing.assert_allclose(returns(pqn.Config(discount=GAMMA, td_lambda=0.0)), one_step, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        returns(pqn.Config(discount=GAMMA, td_lambda=0.0)), one_step, rtol=1e-4, atol=1e-5
+    )
     powers = GAMMA ** np.arange(len(reward) + 1)
     whole = powers[:-1] @ reward + powers[-1] * next_value[-1]
-    np.testing.assert_allclose(returns(pqn.Config(discount=GAMMA, td_lambda=1.0))[0], whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        returns(pqn.Config(discount=GAMMA, td_lambda=1.0))[0], whole, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_lambda_returns_of_distributions():
-    """The plain loop again, in which numbers are distributions; their means are the scalar lambda-returns."""
+    """The plain loop again, in which numbers are distributions; their means are the scalar
+    lambda-returns."""
     reward, _, terminated, done = rollout("both")
     c = pqn.Config(loss="c51", bins=41, v_min=-20.0, v_max=20.0, discount=GAMMA, td_lambda=0.65)
     z = np.linspace(-20, 20, 41)
@@ -86,16 +118,21 @@ def test_lambda_returns_of_distributions():
     found = np.asarray(returns(probs), float)
     hats = lambda moved: np.maximum(1 - np.abs(np.clip(moved, -20, 20)[:, None] - z), 0)
     move = lambda mixed, reward, discount: mixed @ hats(reward + discount * z)
-    np.testing.assert_allclose(found, returns_reference(reward, probs, terminated, done, GAMMA, 0.65, move), atol=1e-5)
+    np.testing.assert_allclose(
+        found, returns_reference(reward, probs, terminated, done, GAMMA, 0.65, move), atol=1e-5
+    )
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(found @ z, returns(np.float32(probs @ z)), atol=1e-3)
     variance = lambda p: (p * (z - (p @ z)[..., None]) ** 2).sum(-1)
-    one_step = np.asarray(quick_jit(hl_gauss.project)(probs[0], reward[0], np.full(5, GAMMA, np.float32), c))
+    one_step = np.asarray(
+        quick_jit(hl_gauss.project)(probs[0], reward[0], np.full(5, GAMMA, np.float32), c)
+    )
     assert variance(found)[0].max() > variance(one_step).max()  # mixing and projecting blur
 
 
 def test_successors_are_the_true_ones():
-    """Also with distributions in place of values, and where the time limit differs between environments."""
+    """Also with distributions in place of values, and where the time limit differs between
+    environments."""
     env = rlzoo.make("CartPole-v1").replace(max_steps_in_episode=jnp.array([3, 50]))
     judge = lambda obs: jnp.stack([obs.sum(-1), obs[..., 0]], -1)
 
@@ -111,45 +148,61 @@ def test_successors_are_the_true_ones():
     asked = ~steps.terminated
     np.testing.assert_allclose(by_shortest[asked], right[asked], rtol=1e-5, atol=1e-6)
     assert np.abs(by_longest - right)[asked].max() > 1e-3
-    assert np.abs(np.append(value[1:], right[-1:], 0) - right)[asked].max() > 1e-3  # the observation acted on next
+    assert (
+        np.abs(np.append(value[1:], right[-1:], 0) - right)[asked].max() > 1e-3
+    )  # the observation acted on next
     seen = []
     with pytest.MonkeyPatch.context() as patch:  # and `make` hands over the shortest limit
         real = pqn.successor_values
-        patch.setattr(pqn, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1])
+        patch.setattr(
+            pqn, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1]
+        )
         alg = pqn.make(pqn.Config(num_envs=2, num_steps=8), env)
         jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
     assert seen == [3]
 
 
-# ---- the loss -------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["mse", "mse_softmax", "c51"])  # to the others, targets are distributions as well
+@pytest.mark.parametrize(
+    "loss", ["mse", "mse_softmax", "c51"]
+)  # to the others, targets are distributions as well
 def test_loss_is_the_numpy_reference(loss):
     rng = np.random.default_rng(0)
     n, bins = 40, 11
     c = pqn.Config(loss=loss, bins=bins, v_min=-5.0, v_max=5.0)
     params = rng.normal(size=(4, 3) if loss == "mse" else (4, 3, bins)).astype(np.float32)
     obs, action = rng.normal(size=(n, 4)).astype(np.float32), rng.integers(0, 3, n)
-    target = rng.normal(size=n) if loss.startswith("mse") else softmax(rng.normal(size=(n, bins)), -1)
+    target = (
+        rng.normal(size=n) if loss.startswith("mse") else softmax(rng.normal(size=(n, bins)), -1)
+    )
     run = lambda p, b: pqn.td_loss(p, b, lambda p, o: jnp.tensordot(o, p, 1), c)
     (found, metrics), grad = quick_jit(jax.value_and_grad(run, has_aux=True))(
-        params, pqn.Batch(obs, action, np.float32(target)))
+        params, pqn.Batch(obs, action, np.float32(target))
+    )
     out = np.tensordot(obs, params.astype(float), 1)[np.arange(n), action]
     value = out if loss == "mse" else softmax(out, -1) @ np.linspace(-5, 5, bins)
     if loss == "c51":
-        each, slope = -(target * log_softmax(out, -1) + entr(target)).sum(-1), softmax(out, -1) - target
-        np.testing.assert_allclose(grad[:, 1], obs.T @ (slope * (action == 1)[:, None]) / n, rtol=1e-3, atol=1e-5)
+        each, slope = (
+            -(target * log_softmax(out, -1) + entr(target)).sum(-1),
+            softmax(out, -1) - target,
+        )
+        np.testing.assert_allclose(
+            grad[:, 1], obs.T @ (slope * (action == 1)[:, None]) / n, rtol=1e-3, atol=1e-5
+        )
     else:
         each = 0.5 * (value - target) ** 2
     np.testing.assert_allclose(found, each.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss/td"], found)
     np.testing.assert_allclose(metrics["q"], value.mean(), rtol=1e-4)
     if loss != "mse":
-        np.testing.assert_allclose(metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4)
+        np.testing.assert_allclose(
+            metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
+        )
 
 
-# ---- networks and schedules -----------------------------------------------------------------------------------
+# ---- networks and schedules ----------------------------------------------------------------------
 
 
 def test_networks_have_a_layer_norm_before_every_relu():
@@ -157,7 +210,9 @@ def test_networks_have_a_layer_norm_before_every_relu():
         alg = pqn.make(pqn.Config(loss="hl_gauss", bins=7, **fields), rlzoo.make(fields["env"]))
         params = jax.eval_shape(alg.init, jax.random.key(0)).params["params"]
         norms = [name for name in params if name.startswith("LayerNorm")]
-        return [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params) - len(norms))], len(norms)
+        return [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params) - len(norms))], len(
+            norms
+        )
 
     assert shapes(env="CartPole-v1", hidden=(8, 6)) == ([(4, 8), (8, 6), (6, 2 * 7)], 2)
     image = dict(env="Breakout-MinAtar", hidden=(12,))
@@ -165,13 +220,32 @@ def test_networks_have_a_layer_norm_before_every_relu():
     assert shapes(**image, channels=0) == ([(400, 12), (12, 3 * 7)], 1)
     net = pqn.Network((8, 6), 3, 0, None, nn.initializers.zeros)
     x = jax.random.normal(jax.random.key(0), (5, 4))
-    run = quick_jit(lambda scale: net.apply(jax.tree.map(
-        lambda p: p * (scale if p.shape == (4, 8) else 1.0), net.init(jax.random.key(1), x)), x))
-    np.testing.assert_allclose(run(1.0), run(50.0), rtol=1e-3, atol=1e-4)  # a layer's scale has no effect
+    run = quick_jit(
+        lambda scale: net.apply(
+            jax.tree.map(
+                lambda p: p * (scale if p.shape == (4, 8) else 1.0), net.init(jax.random.key(1), x)
+            ),
+            x,
+        )
+    )
+    np.testing.assert_allclose(
+        run(1.0), run(50.0), rtol=1e-3, atol=1e-4
+    )  # a layer's scale has no effect
 
 
-SMALL = pqn.Config(total_steps=160, num_envs=4, num_steps=4, epochs=3, minibatches=2, hidden=(8,), loss="hl_gauss",
-                   bins=11, v_min=-2.0, v_max=2.0, epsilon_fraction=0.5)
+SMALL = pqn.Config(
+    total_steps=160,
+    num_envs=4,
+    num_steps=4,
+    epochs=3,
+    minibatches=2,
+    hidden=(8,),
+    loss="hl_gauss",
+    bins=11,
+    v_min=-2.0,
+    v_max=2.0,
+    epsilon_fraction=0.5,
+)
 
 
 def test_epsilon_falls_linearly_and_the_learning_rate_to_zero():
@@ -179,7 +253,9 @@ def test_epsilon_falls_linearly_and_the_learning_rate_to_zero():
     def run(config):
         alg = pqn.make(config, rlzoo.make("probe-obs"))
         start = alg.init(jax.random.key(0))
-        step = lambda state, t: (lambda after, metrics: (after, (after.params, metrics)))(*alg.step(state, t))
+        step = lambda state, t: (lambda after, metrics: (after, (after.params, metrics)))(
+            *alg.step(state, t)
+        )
         end, (params, metrics) = jax.lax.scan(step, start, jnp.arange(10))
         return end.opt_state, params, metrics
 
@@ -188,7 +264,9 @@ def test_epsilon_falls_linearly_and_the_learning_rate_to_zero():
     np.testing.assert_allclose(metrics["epsilon"], 0.9 - 0.8 * share, rtol=1e-5)
     counts = [int(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.integer)]
     assert counts == [10 * 3 * 2]  # calls, epochs, minibatches
-    moved = sum(np.abs(np.diff(x, axis=0)).reshape(9, -1).sum(1) for x in jax.tree.leaves(params))  # of calls 1 to 9
+    moved = sum(
+        np.abs(np.diff(x, axis=0)).reshape(9, -1).sum(1) for x in jax.tree.leaves(params)
+    )  # of calls 1 to 9
     assert 0 < moved[8] < 0.3 * moved[3]
 
 
@@ -205,16 +283,32 @@ def test_epsilon_is_the_share_of_random_actions(monkeypatch):
         return action, alg.act(alg.policy(state), obs, key)
 
     for epsilon in (0.0, 1.0):
-        action, greedy = map(np.asarray, run(dataclasses.replace(SMALL, epsilon_start=epsilon), jax.random.key(0)))
+        action, greedy = map(
+            np.asarray, run(dataclasses.replace(SMALL, epsilon_start=epsilon), jax.random.key(0))
+        )
         assert action.shape == (4, 4) and np.array_equal(action, greedy) == (epsilon == 0.0)
         assert set(action.ravel()) == {0, 1} or epsilon == 0.0
 
 
-# ---- probe environments ---------------------------------------------------------------------------------------
+# ---- probe environments --------------------------------------------------------------------------
 
-TINY = pqn.Config(total_steps=300 * 64, num_envs=8, num_steps=8, epochs=2, minibatches=2, hidden=(16,), bins=21,
-                  v_min=-12.0, v_max=12.0, learning_rate=0.1, discount=GAMMA, epsilon_end=0.5)
-SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("hl_gauss", "two_hot", "mse_softmax")]
+TINY = pqn.Config(
+    total_steps=300 * 64,
+    num_envs=8,
+    num_steps=8,
+    epochs=2,
+    minibatches=2,
+    hidden=(16,),
+    bins=21,
+    v_min=-12.0,
+    v_max=12.0,
+    learning_rate=0.1,
+    discount=GAMMA,
+    epsilon_end=0.5,
+)
+SLOW = [
+    pytest.param(loss, marks=pytest.mark.slow) for loss in ("hl_gauss", "two_hot", "mse_softmax")
+]
 
 
 @pytest.mark.parametrize("loss", ["mse", "c51", *SLOW])
@@ -225,7 +319,9 @@ def test_values_of_the_probes(loss):
     shape = (2,) if loss == "mse" else (2, c.bins)
     net = pqn.Network(c.hidden, int(np.prod(shape)), 0, None, nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = pqn.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, *shape), c)
+    q = pqn.decode(
+        jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, *shape), c
+    )
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
@@ -234,20 +330,29 @@ def test_values_of_the_probes(loss):
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
     assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
-    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (1 - GAMMA)  # the bug this guards against
+    assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
+        1 - GAMMA
+    )  # the bug this guards against
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env", "fields", "message"), [
-    ("probe-obs", {"loss": "huber"}, "--loss 'huber' is unknown"),
-    ("probe-obs", {"minibatches": 5}, "minibatches=5 does not divide num_envs \\* num_steps = 16"),
-    ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
-    ("probe-obs", {"v_max": -3.0}, "v_min=-2.0 must be less than v_max=-3.0"),
-    ("probe-obs", {"sigma_ratio": -1.0}, "sigma_ratio=-1.0 must be more than 0"),
-    ("probe-obs-continuous", {}, "continuous actions"),
-])
+@pytest.mark.parametrize(
+    ("env", "fields", "message"),
+    [
+        ("probe-obs", {"loss": "huber"}, "--loss 'huber' is unknown"),
+        (
+            "probe-obs",
+            {"minibatches": 5},
+            "minibatches=5 does not divide num_envs \\* num_steps = 16",
+        ),
+        ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
+        ("probe-obs", {"v_max": -3.0}, "v_min=-2.0 must be less than v_max=-3.0"),
+        ("probe-obs", {"sigma_ratio": -1.0}, "sigma_ratio=-1.0 must be more than 0"),
+        ("probe-obs-continuous", {}, "continuous actions"),
+    ],
+)
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
         pqn.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))

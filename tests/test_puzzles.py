@@ -1,4 +1,5 @@
-"""Puzzles: moves, exact distances against breadth-first search, admissible heuristics, files, the environment."""
+"""Puzzles: moves, exact distances against breadth-first search, admissible heuristics, files, the
+environment."""
 
 import functools
 import itertools
@@ -20,9 +21,44 @@ import rlzoo
 
 KEY = jax.random.key(0)
 FILES = Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "qstar"
-TILE8 = (1, 2, 4, 8, 16, 20, 39, 62, 116, 152, 286, 396, 748, 1024, 1893, 2512, 4485, 5638, 9529, 10878, 16993, 17110, 23952,
-         20224, 24047, 15578, 14560, 6274, 3910, 760, 221, 2)
-PANCAKE = {7: (1, 6, 30, 149, 543, 1357, 1903, 1016, 35), 8: (1, 7, 42, 251, 1191, 4281, 10561, 15011, 8520, 455)}
+TILE8 = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    20,
+    39,
+    62,
+    116,
+    152,
+    286,
+    396,
+    748,
+    1024,
+    1893,
+    2512,
+    4485,
+    5638,
+    9529,
+    10878,
+    16993,
+    17110,
+    23952,
+    20224,
+    24047,
+    15578,
+    14560,
+    6274,
+    3910,
+    760,
+    221,
+    2,
+)
+PANCAKE = {
+    7: (1, 6, 30, 149, 543, 1357, 1903, 1016, 35),
+    8: (1, 7, 42, 251, 1191, 4281, 10561, 15011, 8520, 455),
+}
 CUBE2 = (1, 6, 27, 120, 534, 2256, 8969, 33058, 114149, 360508, 930588, 1350852, 782536, 90280, 276)
 
 
@@ -43,7 +79,7 @@ def ball(puzzle: Puzzle, depth: int) -> list[int]:
     return counts
 
 
-# ---- every puzzle -----------------------------------------------------------------------------------------------
+# ---- every puzzle --------------------------------------------------------------------------------
 
 EVERY: dict[str, Any] = {
     "tile8": lambda: Tiles(3), "cube2 in pairs": lambda: Cube2(42), "cube3": Cube3, "lights-out3": lambda: LightsOut(3),
@@ -52,7 +88,8 @@ COUNT, LENGTH = 18, 2
 
 
 def solved_within(puzzle: Puzzle, states: jax.Array, moves: int) -> jax.Array:
-    """Whether 0, 1, ... moves can solve each of `states` [n, size], by trying them all: bool [moves + 1, n]."""
+    """Whether 0, 1, ... moves can solve each of `states` [n, size], by trying them all: bool [moves
+    + 1, n]."""
     solved = [puzzle.is_goal(states)]
     for _ in range(moves):
         states = puzzle.apply_all(states.reshape(-1, puzzle.size))
@@ -71,8 +108,19 @@ def test_moves(id):
         walk, scrambled = puzzle.walk(key, COUNT, LENGTH), puzzle.scramble(key, steps, LENGTH)
         states, every = walk[-1], jnp.broadcast_to(actions, (COUNT, len(actions)))
         children = puzzle.apply(jnp.repeat(states[:, None], len(actions), 1), every)
-        back = children if puzzle.inverse is None else puzzle.apply(children, jnp.asarray(puzzle.inverse)[every])
-        seen = walk, scrambled, puzzle.apply_all(states), children, puzzle.apply(states[0], actions[-1]), back
+        back = (
+            children
+            if puzzle.inverse is None
+            else puzzle.apply(children, jnp.asarray(puzzle.inverse)[every])
+        )
+        seen = (
+            walk,
+            scrambled,
+            puzzle.apply_all(states),
+            children,
+            puzzle.apply(states[0], actions[-1]),
+            back,
+        )
         solved = solved_within(puzzle, jnp.concatenate([*walk, scrambled]), LENGTH)
         return seen, solved, puzzle.inputs(states)
 
@@ -82,18 +130,27 @@ def test_moves(id):
     np.testing.assert_array_equal(all_children, children)
     np.testing.assert_array_equal(single, children[0, -1])
     made = np.concatenate([np.repeat(np.arange(LENGTH + 1), COUNT), steps])
-    assert solved[made, np.arange(len(made))].all() and not solved[0].all()  # as many moves solve what they made
-    assert inputs.shape == (COUNT, puzzle.num_inputs) and inputs.dtype == np.float32 and set(np.unique(inputs)) == {0, 1}
+    assert (
+        solved[made, np.arange(len(made))].all() and not solved[0].all()
+    )  # as many moves solve what they made
+    assert (
+        inputs.shape == (COUNT, puzzle.num_inputs)
+        and inputs.dtype == np.float32
+        and set(np.unique(inputs)) == {0, 1}
+    )
     different = len(np.unique(walk[-1], axis=0))
     assert len(np.unique(inputs, axis=0)) == different > 1
     moved = (children != walk[-1][:, None]).any(-1)
     if puzzle.inverse is not None:
         np.testing.assert_array_equal(back[moved], walk[-1][np.nonzero(moved)[0]])
     assert moved.any() and moved.all() == (id in ("cube3", "lights-out3", "pancake7"))
-    assert len(set(puzzle.action_names)) == len(puzzle.costs) == len(actions) and puzzle.costs.dtype == np.float32
+    assert (
+        len(set(puzzle.action_names)) == len(puzzle.costs) == len(actions)
+        and puzzle.costs.dtype == np.float32
+    )
 
 
-# ---- exact distances --------------------------------------------------------------------------------------------
+# ---- exact distances -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +164,12 @@ def test_every_state_of_the_8_puzzle(permutations):
 
     @quick_jit
     def run(states):
-        return (permutation_rank(states), puzzle.distance(states), puzzle.manhattan(states),
-                puzzle.linear_conflict(states))
+        return (
+            permutation_rank(states),
+            puzzle.distance(states),
+            puzzle.manhattan(states),
+            puzzle.linear_conflict(states),
+        )
 
     rank, distance, manhattan, conflict = map(np.asarray, run(permutations))
     np.testing.assert_array_equal(rank, np.arange(362_880))
@@ -121,10 +182,16 @@ def test_every_state_of_the_8_puzzle(permutations):
     assert (conflict - manhattan)[can].mean() > 0.5
     # Two moves for each pair in conflict, in place of each tile that must leave, is too much.
     grid = permutations.reshape(-1, 3, 3).astype(int) - 1
-    pairs = sum(((line[..., i] > line[..., j]) & (line[..., j] >= 0) & (line[..., i] // step % 3 == which)
-                 & (line[..., j] // step % 3 == which)).sum(1)
-                for line, step, which in ((grid, 3, np.arange(3)), (grid.swapaxes(1, 2), 1, np.arange(3)))
-                for i, j in ((0, 1), (0, 2), (1, 2)))
+    pairs = sum(
+        (
+            (line[..., i] > line[..., j])
+            & (line[..., j] >= 0)
+            & (line[..., i] // step % 3 == which)
+            & (line[..., j] // step % 3 == which)
+        ).sum(1)
+        for line, step, which in ((grid, 3, np.arange(3)), (grid.swapaxes(1, 2), 1, np.arange(3)))
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    )
     assert (manhattan + 2 * pairs > distance)[can].any()
 
 
@@ -132,17 +199,26 @@ def test_every_state_of_the_8_puzzle(permutations):
 def test_every_stack_of_pancakes(count):
     puzzle = Pancake(count)
     states = np.array(list(itertools.permutations(range(count))), np.uint8)
-    distance, gap = map(np.asarray, quick_jit(lambda states: (puzzle.distance(states), puzzle.gap(states)))(states))
+    distance, gap = map(
+        np.asarray, quick_jit(lambda states: (puzzle.distance(states), puzzle.gap(states)))(states)
+    )
     assert histogram(distance) == PANCAKE[count]
-    assert (gap <= distance).all() and ((gap == 0) == (distance == 0)).all() and gap.mean() > 0.7 * distance.mean()
+    assert (
+        (gap <= distance).all()
+        and ((gap == 0) == (distance == 0)).all()
+        and gap.mean() > 0.7 * distance.mean()
+    )
     upside_down = states[-1]
     assert distance[-1] == gap[-1] == 1
-    assert (np.diff(upside_down.astype(int)) != 1).sum() > 1  # what counts pairs in the right order alone, is above it
+    assert (
+        np.diff(upside_down.astype(int)) != 1
+    ).sum() > 1  # what counts pairs in the right order alone, is above it
 
 
 @pytest.mark.parametrize("side", [2, 3, 4])
 def test_every_state_of_lights_out(side):
-    """Solving equations against searching breadth first; on 4 x 4 only one state in 16 can be solved."""
+    """Solving equations against searching breadth first; on 4 x 4 only one state in 16 can be
+    solved."""
     puzzle, ranks = LightsOut(side), 2 ** (side * side)
     rank = lambda states: (states.astype(jnp.int32) << np.arange(puzzle.size)).sum(-1)
     table = breadth_first(puzzle, rank, ranks)
@@ -167,7 +243,11 @@ def test_the_first_states_of_cube2():
     assert ball(Cube2(), 8) == list(CUBE2[:9])
     walk = lambda key: Cube2().walk(key, 300, 30).reshape(-1, 24)
     states, rank = map(np.asarray, quick_jit(lambda key: (walk(key), Cube2().rank(walk(key))))(KEY))
-    assert len(np.unique(rank)) == len(np.unique(states, axis=0)) and rank.min() >= 0 and rank.max() < RANKS
+    assert (
+        len(np.unique(rank)) == len(np.unique(states, axis=0))
+        and rank.min() >= 0
+        and rank.max() < RANKS
+    )
 
 
 @pytest.mark.slow
@@ -181,18 +261,24 @@ def test_every_state_of_cube2():
     np.testing.assert_array_equal(pairs, distance)
 
 
-@pytest.mark.parametrize("puzzle", [Cube3(), Tiles(4), Pancake(10), Sokoban(), Cube2(42, cost="one")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "puzzle",
+    [Cube3(), Tiles(4), Pancake(10), Sokoban(), Cube2(42, cost="one")],
+    ids=lambda p: p.name,
+)
 def test_no_table_is_said(puzzle):
     with pytest.raises(NotImplementedError, match=f"{puzzle.name}.*table"):
         puzzle.distance(jnp.zeros((1, puzzle.size), jnp.uint8))
 
 
-# ---- the cube ---------------------------------------------------------------------------------------------------
+# ---- the cube ------------------------------------------------------------------------------------
 
 
 def follow(word: str) -> np.ndarray:
     turns = quarter_turns(3)
-    return functools.reduce(lambda stickers, turn: stickers[turns[turn]], word.split("."), np.arange(54))
+    return functools.reduce(
+        lambda stickers, turn: stickers[turns[turn]], word.split("."), np.arange(54)
+    )
 
 
 def test_turns_obey_known_identities():
@@ -201,8 +287,12 @@ def test_turns_obey_known_identities():
         assert (follow(".".join([name] * 4)) == still).all() and (turn != still).sum() == 20
         assert (turn[quarter_turns(3)[name[0] + ("1" if "-" in name else "-1")]] == still).all()
     assert (follow("U1.D1") == follow("D1.U1")).all() and (follow("U1.R1") != follow("R1.U1")).any()
-    order = lambda word: next(k for k in itertools.count(1) if (follow(".".join([word] * k)) == still).all())
-    assert [order(word) for word in ("R1.U1.R-1.U-1", "R1.U1", "R1.U-1", "F1.R1.U1.R-1.U-1.F-1")] == [6, 105, 63, 6]
+    order = lambda word: next(
+        k for k in itertools.count(1) if (follow(".".join([word] * k)) == still).all()
+    )
+    assert [
+        order(word) for word in ("R1.U1.R-1.U-1", "R1.U1", "R1.U-1", "F1.R1.U1.R-1.U-1.F-1")
+    ] == [6, 105, 63, 6]
 
 
 def test_the_first_states_of_cube3():
@@ -214,24 +304,34 @@ def test_more_states_of_cube3():
     assert ball(Cube3(), 5) == [1, 12, 114, 1068, 10011, 93840]
 
 
-@pytest.mark.parametrize("actions, identities, distinct", [(12, 0, 12), (156, 12, 126), (1884, 12, 1194)])
+@pytest.mark.parametrize(
+    "actions, identities, distinct", [(12, 0, 12), (156, 12, 126), (1884, 12, 1194)]
+)
 def test_meta_actions(actions, identities, distinct):
-    """The distinct ones, and the identity, are the states that are at most 1, 2 and 3 quarter turns away."""
+    """The distinct ones, and the identity, are the states that are at most 1, 2 and 3 quarter turns
+    away."""
     puzzle, few = Cube3(actions), Cube3(actions, distinct=True)
     still = np.arange(54)
-    assert puzzle.table.shape == (actions, 54) and (puzzle.table == still).all(1).sum() == identities
+    assert (
+        puzzle.table.shape == (actions, 54) and (puzzle.table == still).all(1).sum() == identities
+    )
     assert len(np.unique(puzzle.table, axis=0)) == distinct + (identities > 0)
-    assert few.num_actions == distinct == len(np.unique(few.table, axis=0)) and not (few.table == still).all(1).any()
+    assert (
+        few.num_actions == distinct == len(np.unique(few.table, axis=0))
+        and not (few.table == still).all(1).any()
+    )
     for cube in (puzzle, few):
         undone = np.take_along_axis(cube.table, cube.table[cube.inverse].astype(int), 1)
-        assert (undone == still).all() and (cube.inverse[cube.inverse] == np.arange(cube.num_actions)).all()
+        assert (undone == still).all() and (
+            cube.inverse[cube.inverse] == np.arange(cube.num_actions)
+        ).all()
         assert cube.costs.tolist() == [name.count(".") + 1 for name in cube.action_names]
         some = slice(None, None, 37)
         assert (cube.table[some] == [follow(name) for name in cube.action_names[some]]).all()
     assert (Cube3(actions, cost="one").costs == 1).all()
 
 
-# ---- Sokoban ----------------------------------------------------------------------------------------------------
+# ---- Sokoban -------------------------------------------------------------------------------------
 
 LOOKS = {"#": WALL, ".": 0, "$": BOX, "o": GOAL, "@": AGENT, "*": BOX | GOAL, "+": AGENT | GOAL}
 
@@ -264,7 +364,9 @@ def test_sokoban_moves(name):
     """To the right, and turned to the other three directions."""
     for turn, action in enumerate(("col+1", "row-1", "col-1", "row+1")):
         before, after = (np.rot90(room(row).reshape(10, 10), turn).ravel() for row in SOKOBAN[name])
-        np.testing.assert_array_equal(sokoban_apply(before, Sokoban.action_names.index(action)), after)
+        np.testing.assert_array_equal(
+            sokoban_apply(before, Sokoban.action_names.index(action)), after
+        )
 
 
 def test_rooms():
@@ -281,11 +383,13 @@ def test_rooms():
         reached = np.zeros_like(floor)
         reached[tuple(np.argwhere(floor)[0])] = True
         for _ in range(64):
-            reached = reached | floor & np.any([np.roll(reached, shift, axis) for shift in (1, -1) for axis in (0, 1)], 0)
+            reached = reached | floor & np.any(
+                [np.roll(reached, shift, axis) for shift in (1, -1) for axis in (0, 1)], 0
+            )
         assert (reached == floor).all() and floor.sum() >= 9
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_what_read_gives_can_be_solved():
@@ -300,8 +404,14 @@ def test_what_read_gives_can_be_solved():
         np.testing.assert_array_equal(cube.read({"states": stickers}), colours)
     boxes, walls = np.zeros((2, 10, 10), bool), np.zeros((2, 10, 10), bool)
     boxes[:, 5, 5] = True
-    read = Sokoban().read({"agent": np.array([[1, 2], [1, 2]]), "walls": walls, "boxes": boxes, "goals": boxes})
-    assert np.asarray(Sokoban().is_goal(read)).all() and (read[:, 12] == AGENT).all() and read.dtype == np.uint8
+    read = Sokoban().read(
+        {"agent": np.array([[1, 2], [1, 2]]), "walls": walls, "boxes": boxes, "goals": boxes}
+    )
+    assert (
+        np.asarray(Sokoban().is_goal(read)).all()
+        and (read[:, 12] == AGENT).all()
+        and read.dtype == np.uint8
+    )
 
 
 def swap(state: np.ndarray, *pairs: tuple[int, int]) -> np.ndarray:
@@ -353,18 +463,27 @@ def test_bad_states_are_refused(message):
     puzzle, given = BAD[message]
     if not isinstance(given, dict):
         good = IDS2 if puzzle.name == "cube2" else IDS if puzzle.name == "cube3" else puzzle.goal
-        given = {"states": given if message.startswith("states") else np.array([good] * 3 + [given] * 2)}
+        given = {
+            "states": given if message.startswith("states") else np.array([good] * 3 + [given] * 2)
+        }
     with pytest.raises(ValueError, match=message):
         puzzle.read(given)
 
 
-def sokoban(agent: Any = (1, 1), walls: Any = (), boxes: Any = ((5, 5),), goals: Any = ((6, 6),)) -> dict:
+def sokoban(
+    agent: Any = (1, 1), walls: Any = (), boxes: Any = ((5, 5),), goals: Any = ((6, 6),)
+) -> dict:
     layers = np.zeros((3, 4, 10, 10), bool)
     layers[1, :, 5, 5] = layers[2, :, 6, 6] = True
     for layer, cells in zip(layers, (walls, boxes, goals), strict=True):
         layer[3] = False
         layer[3][tuple(np.array(cells, int).reshape(-1, 2).T)] = True
-    return {"agent": np.array([(1, 1)] * 3 + [agent]), "walls": layers[0], "boxes": layers[1], "goals": layers[2]}
+    return {
+        "agent": np.array([(1, 1)] * 3 + [agent]),
+        "walls": layers[0],
+        "boxes": layers[1],
+        "goals": layers[2],
+    }
 
 
 BAD_ROOMS = {
@@ -402,7 +521,9 @@ def test_published_moves_of_the_cube():
     assert list(cube.action_names) == file["move_names"].tolist()
 
 
-@pytest.mark.parametrize("puzzle, name", [(Cube3(), "cube3"), (Tiles(4), "puzzle15"), (Tiles(5), "puzzle24")])
+@pytest.mark.parametrize(
+    "puzzle, name", [(Cube3(), "cube3"), (Tiles(4), "puzzle15"), (Tiles(5), "puzzle24")]
+)
 def test_published_solutions(puzzle, name):
     file = published(f"{name}_test.npz")
     states, moves = puzzle.read(file), file["opt_moves"]
@@ -414,17 +535,29 @@ def test_published_solutions(puzzle, name):
             after = puzzle.apply(states, action.astype(jnp.int32) % puzzle.num_actions)
             return jnp.where((action == 255)[:, None], states, after), None
 
-        estimate = puzzle.linear_conflict(states) if isinstance(puzzle, Tiles) else jnp.zeros(len(states))
+        estimate = (
+            puzzle.linear_conflict(states) if isinstance(puzzle, Tiles) else jnp.zeros(len(states))
+        )
         return estimate, puzzle.is_goal(jax.lax.scan(move, states, moves.T)[0])
 
     estimate, solved = follow(states, moves)
-    assert (estimate <= file["opt_len"]).all() and solved.all() and not follow(states, moves[:, ::-1])[1].all()
+    assert (
+        (estimate <= file["opt_len"]).all()
+        and solved.all()
+        and not follow(states, moves[:, ::-1])[1].all()
+    )
 
 
-@pytest.mark.parametrize("puzzle, name", [(Tiles(6), "puzzle35"), (Tiles(7), "puzzle48"), (Sokoban(), "sokoban")])
+@pytest.mark.parametrize(
+    "puzzle, name", [(Tiles(6), "puzzle35"), (Tiles(7), "puzzle48"), (Sokoban(), "sokoban")]
+)
 def test_published_states_are_read(puzzle, name):
     states = puzzle.read(published(f"{name}_test.npz"))
-    assert states.shape[1] == puzzle.size and len(states) in (250, 500) and not puzzle.is_goal(states).any()
+    assert (
+        states.shape[1] == puzzle.size
+        and len(states) in (250, 500)
+        and not puzzle.is_goal(states).any()
+    )
 
 
 def test_published_optimum_of_lights_out():
@@ -432,33 +565,62 @@ def test_published_optimum_of_lights_out():
     np.testing.assert_array_equal(puzzle.distance(puzzle.read(file)), file["opt_len"])
 
 
-# ---- the environment --------------------------------------------------------------------------------------------
+# ---- the environment -----------------------------------------------------------------------------
 
 
 def test_ids():
     sizes = {f"lights-out{n}": n * n for n in range(2, 8)} | {
-        "tile8": 9, "tile15": 16, "tile24": 25, "tile35": 36, "tile48": 49, "cube2": 24, "cube3": 54, "pancake7": 7,
-        "pancake8": 8, "pancake10": 10, "pancake35": 35, "sokoban": 100}
+        "tile8": 9,
+        "tile15": 16,
+        "tile24": 25,
+        "tile35": 36,
+        "tile48": 49,
+        "cube2": 24,
+        "cube3": 54,
+        "pancake7": 7,
+        "pancake8": 8,
+        "pancake10": 10,
+        "pancake35": 35,
+        "sokoban": 100,
+    }
     for id, size in sizes.items():
         env = rlzoo.make(id)
-        assert (env.inner.name, env.inner.size, env.num_actions) == (id, size, env.inner.num_actions)
-        assert env.obs_shape == (env.inner.num_inputs,) and env.params.scramble_steps >= 14 and env.max_steps >= 8
+        assert (env.inner.name, env.inner.size, env.num_actions) == (
+            id,
+            size,
+            env.inner.num_actions,
+        )
+        assert (
+            env.obs_shape == (env.inner.num_inputs,)
+            and env.params.scramble_steps >= 14
+            and env.max_steps >= 8
+        )
     env = rlzoo.make("cube3?actions=1884&distinct=True&cost=one&scramble_steps=5")
-    assert env.num_actions == 1194 and (env.inner.costs == 1).all() and env.params.scramble_steps == 5
+    assert (
+        env.num_actions == 1194 and (env.inner.costs == 1).all() and env.params.scramble_steps == 5
+    )
     assert env.inner.action_names[:13][-2:] == ("F1", "U-1.U-1")
 
 
-@pytest.mark.parametrize("option, message", [("actions=13", "actions=13: must be 12, 156 or 1884"),
-                                             ("cost=two", "cost='two': must be 'len' .* or 'one'"),
-                                             ("distinct=2", "distinct=2: must be True or False")])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("actions=13", "actions=13: must be 12, 156 or 1884"),
+        ("cost=two", "cost='two': must be 'len' .* or 'one'"),
+        ("distinct=2", "distinct=2: must be True or False"),
+    ],
+)
 def test_bad_options(option, message):
     with pytest.raises(ValueError, match=message):
         rlzoo.make(f"cube3?{option}")
 
 
-@pytest.mark.parametrize("id, steps", [("tile8", np.arange(64) // 16 + 1), ("sokoban", np.full(16, 50))])
+@pytest.mark.parametrize(
+    "id, steps", [("tile8", np.arange(64) // 16 + 1), ("sokoban", np.full(16, 50))]
+)
 def test_episodes(id, steps):
-    """Starts, of which each environment has its own `scramble_steps`, and random steps to beyond the time limit."""
+    """Starts, of which each environment has its own `scramble_steps`, and random steps to beyond
+    the time limit."""
     env = rlzoo.make(id, max_steps_in_episode=6).replace(scramble_steps=jnp.asarray(steps))
     puzzle, length = env.inner, 8
 
@@ -469,15 +631,23 @@ def test_episodes(id, steps):
         actions = jax.random.bits(key, (length, len(steps)), jnp.uint8) % env.num_actions
 
         def step(state, action):
-            obs, state, reward, _, terminated, truncated = env._step(keys, state, action.astype(jnp.int32))
+            obs, state, reward, _, terminated, truncated = env._step(
+                keys, state, action.astype(jnp.int32)
+            )
             return state, (obs, reward, terminated, truncated, state)
 
-        return state, solved_within(puzzle, state.position, 4), jax.lax.scan(step, state, actions)[1]
+        return (
+            state,
+            solved_within(puzzle, state.position, 4),
+            jax.lax.scan(step, state, actions)[1],
+        )
 
     start, solved, (obs, reward, terminated, truncated, state) = jax.tree.map(np.asarray, run(KEY))
     assert not solved[0].any() and not solved[1].all() and (start.time == 0).all()
     assert all(solved[k, steps == k].all() for k in range(1, 5))
-    np.testing.assert_array_equal(state.time, np.arange(1, length + 1)[:, None].repeat(len(steps), 1))
+    np.testing.assert_array_equal(
+        state.time, np.arange(1, length + 1)[:, None].repeat(len(steps), 1)
+    )
     assert (reward == -1).all() and not terminated.all() and terminated.any()
     np.testing.assert_array_equal(terminated, puzzle.is_goal(state.position))
     np.testing.assert_array_equal(truncated, (state.time >= 6) & ~terminated)
@@ -489,7 +659,9 @@ def test_rewards_are_costs():
     puzzle, step = env.inner, quick_jit(env.inner.step_env)
     state, rewards = State(jnp.int32(0), jnp.asarray(puzzle.goal)), []
     for name in ("U1.R1", "R-1", "U-1"):
-        _, state, reward, terminated, _ = step(KEY, state, puzzle.action_names.index(name), env.params)
+        _, state, reward, terminated, _ = step(
+            KEY, state, puzzle.action_names.index(name), env.params
+        )
         rewards.append((float(reward), bool(terminated)))
     assert rewards == [(-2, False), (-1, False), (-1, True)]
 
@@ -498,20 +670,34 @@ def test_rewards_are_costs():
 def test_pictures(id):
     puzzle = rlzoo.make(id).inner
     position = room("@$..*") if puzzle.goal is None else puzzle.goal
-    after = sokoban_apply(position, 3) if puzzle.goal is None else puzzle.apply(position, jnp.int32(1))
+    after = (
+        sokoban_apply(position, 3) if puzzle.goal is None else puzzle.apply(position, jnp.int32(1))
+    )
     pictures = [puzzle.render(State(0, x), puzzle.params) for x in (position, after, position)]
     for picture in pictures:
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and min(picture.shape[:2]) >= 64
+        assert (
+            picture.dtype == np.uint8
+            and picture.ndim == 3
+            and picture.shape[2] == 3
+            and min(picture.shape[:2]) >= 64
+        )
     assert (pictures[0] != pictures[1]).any() and (pictures[0] == pictures[2]).all()
 
 
 def test_the_solved_cube_unfolded():
     cube = Cube3()
     picture = cube.render(State(0, cube.goal))
-    face = lambda row, column: picture[10::32, 10::32][3 * row :, 3 * column :][:3, :3].reshape(-1, 3)
+    face = lambda row, column: picture[10::32, 10::32][3 * row :, 3 * column :][:3, :3].reshape(
+        -1, 3
+    )
     sides = [face(*place) for place in ((0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 1))]
-    assert all(len(np.unique(side, axis=0)) == 1 for side in sides) and len({tuple(side[0]) for side in sides}) == 6
+    assert (
+        all(len(np.unique(side, axis=0)) == 1 for side in sides)
+        and len({tuple(side[0]) for side in sides}) == 6
+    )
     # A turn of F moves U's lowest row to the column of R next to F, all in F's own order.
     picture = cube.render(State(0, np.asarray(cube.apply(cube.goal, 11))))
     white = sides[0][0]
-    assert (face(1, 2).reshape(3, 3, 3)[:, 0] == white).all() and (face(1, 2).reshape(3, 3, 3)[:, 1:] != white).any(-1).all()
+    assert (face(1, 2).reshape(3, 3, 3)[:, 0] == white).all() and (
+        face(1, 2).reshape(3, 3, 3)[:, 1:] != white
+    ).any(-1).all()

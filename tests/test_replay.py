@@ -41,7 +41,8 @@ EXAMPLE = Row(
 
 
 def block(t, ends="...", envs=ENVS):
-    """What add number t writes; `action` names the row; ends: per environment `.`, `e` (terminated), `u`."""
+    """What add number t writes; `action` names the row; ends: per environment `.`, `e`
+    (terminated), `u`."""
     name = t * envs + np.arange(envs)
     byte = np.broadcast_to(name[:, None, None], (envs, 2, 2))
     return Row(
@@ -69,8 +70,11 @@ class Reference:
         return range(max(0, len(self.blocks) - self.keep), len(self.blocks))
 
     def starts(self, span):
-        """(t, env) of the rows that have `span` stored rows of their environment from themselves on."""
-        return [(t, e) for t in self.stored() for e in range(self.envs) if t + span <= len(self.blocks)]
+        """(t, env) of the rows that have `span` stored rows of their environment from themselves
+        on."""
+        return [
+            (t, e) for t in self.stored() for e in range(self.envs) if t + span <= len(self.blocks)
+        ]
 
     def windows(self, length):
         calm = lambda t, e: all(self.ends[t + k][e] == "." for k in range(length - 1))
@@ -92,7 +96,8 @@ class Reference:
 
 @functools.cache
 def compiled(kind, span):
-    """(buffer, add, sample of CAPACITY rows for 24 keys, update), each compiled once for the whole file."""
+    """(buffer, add, sample of CAPACITY rows for 24 keys, update), each compiled once for the whole
+    file."""
     if kind == "uniform":
         buffer = Uniform(CAPACITY, EXAMPLE, ENVS, span)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA)
@@ -103,7 +108,12 @@ def compiled(kind, span):
         buffer = Trajectory(CAPACITY, EXAMPLE, span, ENVS)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY)
     draws = jax.jit(jax.vmap(draw, (None, 0)))
-    return buffer, jax.jit(buffer.add, donate_argnums=0), draws, jax.jit(getattr(buffer, "update", lambda: 0))
+    return (
+        buffer,
+        jax.jit(buffer.add, donate_argnums=0),
+        draws,
+        jax.jit(getattr(buffer, "update", lambda: 0)),
+    )
 
 
 def split(seed):
@@ -125,7 +135,9 @@ def check_transitions(sample, reference, span):
         t, e = divmod(int(names[i]), reference.envs)
         total, k, last = reference.n_step(t, e, span)
         first = jax.tree.map(lambda x, e=e: x[e], reference.blocks[t])
-        want = first._replace(next_obs=last.next_obs, terminated=last.terminated, truncated=last.truncated)
+        want = first._replace(
+            next_obs=last.next_obs, terminated=last.terminated, truncated=last.truncated
+        )
         got = jax.tree.map(lambda x, i=i: x[i], sample.batch)
         chex.assert_trees_all_equal(got._replace(reward=0), want._replace(reward=0))
         assert got.reward == pytest.approx(total, abs=1e-6)
@@ -142,7 +154,10 @@ def test_uniform_is_the_reference(span, adds, seed):
     for t, ends in enumerate(adds):
         reference.add(ends)
         state = add(state, reference.blocks[-1], t)
-    assert (int(state.size), int(state.pos)) == (min(CAPACITY, len(adds) * ENVS), len(adds) * ENVS % CAPACITY)
+    assert (int(state.size), int(state.pos)) == (
+        min(CAPACITY, len(adds) * ENVS),
+        len(adds) * ENVS % CAPACITY,
+    )
     sample = flat(draws(state, split(seed)))
     drawn = {divmod(int(name), ENVS) for name in sample.batch.action}
     assert drawn == set(reference.starts(span))  # 288 draws of at most 12 rows: none is missed
@@ -174,7 +189,9 @@ def test_prioritised_is_the_reference(span, operations, seed):
             at = {reference.index(*s): s for s in priority}
             index, values = (np.array(column) for column in zip(*operation, strict=True))
             state = update(state, index, values.astype(np.float32))
-            values = np.nan_to_num(values)  # neither NaN nor rows that cannot be drawn get a priority
+            values = np.nan_to_num(
+                values
+            )  # neither NaN nor rows that cannot be drawn get a priority
             for i in set(index) & set(at):
                 priority[at[i]] = max(values[index == i])  # of duplicates the largest
                 largest = max(largest, priority[at[i]])
@@ -211,14 +228,17 @@ def test_trajectory_is_the_reference(span, adds, seed):
     sample = flat(draws(state, split(seed)))
     assert sample.obs.shape[1:] == (span, 2, 2)
     assert {divmod(int(name), ENVS) for name in sample.action[:, 0]} == windows
-    assert (np.diff(sample.action, axis=1) == ENVS).all()  # consecutive steps: the write head is not crossed
+    assert (
+        np.diff(sample.action, axis=1) == ENVS
+    ).all()  # consecutive steps: the write head is not crossed
     assert not (sample.terminated | sample.truncated)[:, :-1].any()
     rows = jax.tree.map(lambda *x: np.concatenate(x), *reference.blocks)
     chex.assert_trees_all_equal(sample, jax.tree.map(lambda x: x[sample.action], rows))
 
 
 def test_naive_windows_cross():
-    """The sampler that takes any stored row as a start crosses both the write head and episode ends."""
+    """The sampler that takes any stored row as a start crosses both the write head and episode
+    ends."""
     buffer, add, draws, _ = compiled("trajectory", 3)
     state = buffer.init()
     for t in range(6):
@@ -285,7 +305,9 @@ def test_members_are_what_they_are_alone(kind):
 
     keys = split(1)[:3]
     draw = jax.jit(lambda state, key: jax.tree.map(lambda x: x[0], draws(state, key[None])))
-    stack = lambda t: jax.tree.map(lambda *x: np.stack(x), *[block(t, ends[m, t]) for m in range(3)])
+    stack = lambda t: jax.tree.map(
+        lambda *x: np.stack(x), *[block(t, ends[m, t]) for m in range(3)]
+    )
     learn = jax.jit(lambda state, sample: update(state, sample.index, sample.batch.reward**2 + 0.1))
     mapped = jax.jit(jax.vmap(add, (0, 0, None))), jax.jit(jax.vmap(draw)), jax.jit(jax.vmap(learn))
     together = run(*mapped, [stack(t) for t in range(7)], keys)
@@ -296,19 +318,25 @@ def test_members_are_what_they_are_alone(kind):
 
 @pytest.mark.parametrize("kind", MANY)
 def test_add_under_vmap_is_no_scatter(kind):
-    """The jaxpr says scatter either way, as jax batches the write so: what counts is what is compiled."""
+    """The jaxpr says scatter either way, as jax batches the write so: what counts is what is
+    compiled."""
     buffer, _, _, _ = MANY[kind]()
     many = lambda x: jnp.broadcast_to(x, (4, *x.shape))
     state, batch = jax.tree.map(many, (buffer.init(), jax.tree.map(jnp.asarray, block(0))))
     compile = lambda f, *args: jax.jit(f, donate_argnums=0).lower(*args).compile().as_text()
     program = compile(jax.vmap(buffer.add, (0, 0, None)), state, batch, jnp.int32(0))
-    assert " dynamic-update-slice(" in program and " scatter(" not in program and " while(" not in program
+    assert (
+        " dynamic-update-slice(" in program
+        and " scatter(" not in program
+        and " while(" not in program
+    )
     naive = compile(jax.vmap(lambda s, b: buffer.add(s, b, s.pos // ENVS)), state, batch)
     assert " scatter(" in naive or " while(" in naive
 
 
 def test_inside_make_with_traced_hyper_parameters():
-    """alpha, beta and discount as traced leaves, state donated, all in one compiled scan over members."""
+    """alpha, beta and discount as traced leaves, state donated, all in one compiled scan over
+    members."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state, alpha, discount, ts):
@@ -316,13 +344,17 @@ def test_inside_make_with_traced_hyper_parameters():
             buffer = Prioritised(CAPACITY, EXAMPLE, ENVS, 2, alpha)
             batch = jax.tree.map(lambda x: jnp.zeros((ENVS, *x.shape), x.dtype), buffer.row)
             state = buffer.add(state, batch, t)
-            sample = buffer.sample(state, jax.random.fold_in(jax.random.key(0), t), 4, discount, alpha)
+            sample = buffer.sample(
+                state, jax.random.fold_in(jax.random.key(0), t), 4, discount, alpha
+            )
             return buffer.update(state, sample.index, jnp.full(4, 4.0)), sample.discount
 
         step = lambda state, t: jax.vmap(member, (0, 0, 0, None))(state, alpha, discount, t)
         return jax.lax.scan(step, state, ts)
 
-    state = jax.tree.map(lambda x: jnp.stack([x, x]), Prioritised(CAPACITY, EXAMPLE, ENVS, 2).init())
+    state = jax.tree.map(
+        lambda x: jnp.stack([x, x]), Prioritised(CAPACITY, EXAMPLE, ENVS, 2).init()
+    )
     state, discount = train(state, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.9]), jnp.arange(6))
     np.testing.assert_allclose(state.max_priority, [1, 4])
     np.testing.assert_allclose(discount[-1], [[0.25] * 4, [0.81] * 4], rtol=1e-6)
@@ -348,7 +380,8 @@ def test_empty_buffers_give_row_zero_and_finite_numbers():
 
 
 def chi_square(count, chance, z=4.0):
-    """Whether the counts fit the chances: Wilson and Hilferty's critical value at z standard deviations."""
+    """Whether the counts fit the chances: Wilson and Hilferty's critical value at z standard
+    deviations."""
     expected, df = count.sum() * chance / chance.sum(), len(count) - 1
     assert expected.min() > 5
     critical = df * (1 - 2 / (9 * df) + z * math.sqrt(2 / (9 * df))) ** 3
@@ -363,10 +396,13 @@ def test_prioritised_frequencies():
     draw = jax.jit(jax.vmap(lambda k: buffer.sample(state, k, 1, 1.0, 1.0).index))
     # One draw per key: the draws of one batch are stratified, hence not independent.
     count = np.bincount(np.ravel(draw(jax.random.split(jax.random.key(0), 40_000))), minlength=100)
-    keep = priority > np.quantile(priority, 0.1)  # the rarest rows are expected too seldom for the test
+    keep = priority > np.quantile(
+        priority, 0.1
+    )  # the rarest rows are expected too seldom for the test
     assert chi_square(count[keep], priority[keep] ** 0.6)
     assert not chi_square(count[keep], priority[keep])
-    # Over a batch of n, a row with chance P is drawn n P times, give or take one at each edge of its segment.
+    # Over a batch of n, a row with chance P is drawn n P times, give or take one at each edge of
+    # its segment.
     several = jax.jit(jax.vmap(lambda k: buffer.sample(state, k, 50, 1.0, 1.0).index))
     share = 50 * priority**0.6 / (priority**0.6).sum()
     for row in np.asarray(several(jax.random.split(jax.random.key(1), 500))):
@@ -395,7 +431,8 @@ class Ends(NamedTuple):
 
 @pytest.fixture(scope="module")
 def million():
-    """A million rows, half of them with priority 0, after many updates whose sizes span 12 decades."""
+    """A million rows, half of them with priority 0, after many updates whose sizes span 12
+    decades."""
     n, rng = 1_000_000, np.random.default_rng(0)
     buffer = Prioritised(n, {"x": jnp.int8(0)}, num_envs=n, alpha=1.0)
     state = jax.jit(buffer.add)(buffer.init(), {"x": np.zeros(n, np.int8)}, 0)
@@ -421,13 +458,16 @@ def test_a_million_rows_never_give_one_without_priority(million):
     total = np.cumsum(last.astype(np.float64))
     begin, end = (total - last)[np.asarray(sample.index)], total[np.asarray(sample.index)]
     width = total[-1] / 512
-    assert (begin < (np.arange(512) + 1) * width + 0.2).all() and (end > np.arange(512) * width - 0.2).all()
+    assert (begin < (np.arange(512) + 1) * width + 0.2).all() and (
+        end > np.arange(512) * width - 0.2
+    ).all()
     hundredths = np.add.reduceat(last, np.arange(0, 1_000_000, 10_000))
     assert chi_square(np.bincount(np.ravel(sample.index) // 10_000), hundredths)
 
 
 def test_a_million_rows_are_resolved_singly(million):
-    """Neighbours amid the running sum get their shares, though one ulp of the sum is 3% of a row."""
+    """Neighbours amid the running sum get their shares, though one ulp of the sum is 3% of a
+    row."""
     _, state, last = million
     offset = jax.random.uniform(jax.random.key(0), (200_000,)) * 100
     count = np.bincount(jax.jit(replay._find)(state.tree, jnp.full(200_000, 200_000.0), offset))
@@ -438,7 +478,8 @@ def test_a_million_rows_are_resolved_singly(million):
 
 
 def test_sums_kept_by_differences_would_fail():
-    """flashbax#52: a parent that hears only of changes ends with a sum that is not its children's."""
+    """flashbax#52: a parent that hears only of changes ends with a sum that is not its
+    children's."""
     rng, leaves, parent = np.random.default_rng(0), np.zeros(8, np.float32), np.float32(0)
     tree = replay._zeros(64, jnp.float32)
     write = jax.jit(replay._set)
@@ -455,7 +496,8 @@ def test_sums_kept_by_differences_would_fail():
 
 @pytest.mark.parametrize("leaves", [1, 8, 9, 65, 700])
 def test_tree(leaves):
-    """Contiguous and scattered writes agree with a flat array at any alignment; integers draw exactly."""
+    """Contiguous and scattered writes agree with a flat array at any alignment; integers draw
+    exactly."""
     rng = np.random.default_rng(leaves)
     flat_values, tree = np.zeros(leaves, np.int32), replay._zeros(leaves, jnp.int32)
     assert leaves <= len(tree[0]) < 2 * leaves + replay.FANOUT and len(tree[-1]) <= replay.FANOUT
@@ -479,7 +521,9 @@ def test_tree(leaves):
 
 def test_nbytes():
     row = {"obs": jnp.zeros((84, 84, 4), jnp.uint8), "done": False}
-    assert Uniform(1_000_000, row).nbytes() == 1_000_000 * (84 * 84 * 4 + 1) + 8  # 28 GB: not allocated
+    assert (
+        Uniform(1_000_000, row).nbytes() == 1_000_000 * (84 * 84 * 4 + 1) + 8
+    )  # 28 GB: not allocated
     for kind in MANY:
         buffer = MANY[kind]()[0]
         assert buffer.nbytes() == sum(x.nbytes for x in jax.tree.leaves(buffer.init()))
@@ -519,7 +563,9 @@ BAD = {
 
 def sample_of(kind, n):
     buffer = MANY[kind]()[0]
-    return buffer.sample(buffer.init(), jax.random.key(0), n, *((1.0,) if kind == "uniform" else ()))
+    return buffer.sample(
+        buffer.init(), jax.random.key(0), n, *((1.0,) if kind == "uniform" else ())
+    )
 
 
 def add_of(batch):
@@ -540,7 +586,9 @@ def test_what_makes_no_sense_is_refused(message):
 
 @pytest.mark.slow
 def test_cost_does_not_grow_with_capacity():
-    """A compiled loop of add, sample and update in place: 100 times the rows cost far less than 100 times."""
+    """A compiled loop of add, sample and update in place: 100 times the rows cost far less than 100
+    times."""
+
     def seconds(capacity):
         row = EXAMPLE._replace(extra=())  # without bfloat16, which XLA writes in O(capacity) on CPU
         buffer = Prioritised(capacity, row, 4, 3)

@@ -1,4 +1,5 @@
-"""Statistics against closed forms and explicit sorts, reading of damaged files, and pictures of fake runs."""
+"""Statistics against closed forms and explicit sorts, reading of damaged files, and pictures of
+fake runs."""
 
 import json
 import subprocess
@@ -14,9 +15,17 @@ EVALS = np.arange(1, 11) * 10_000
 
 
 def fake_run(
-    path, algorithm="dqn", env="CartPole-v1", seeds=5, level=100.0, sweep=None, diverged=(), **options
+    path,
+    algorithm="dqn",
+    env="CartPole-v1",
+    seeds=5,
+    level=100.0,
+    sweep=None,
+    diverged=(),
+    **options,
 ):
-    """A run directory: one member per (swept value, seed), 10 evaluations, one train-only row after each."""
+    """A run directory: one member per (swept value, seed), 10 evaluations, one train-only row after
+    each."""
     name, values = next(iter((sweep or {"": [None]}).items()))
     rng, lines, members = np.random.default_rng(options.get("first_seed", 0)), [], []
     steps = EVALS[: options.get("evals", 10)]
@@ -28,12 +37,25 @@ def fake_run(
             score = end * (1 - np.exp(-step / 3e4)) + rng.normal(0, level / 40)
             cell = "" if lost and step > 50_000 else f"{score:.6g}"
             start = ",".join([str(index), str(seed), *own])
-            lines += [f"{start},{step},{cell},{score - 5:.4g},0.5", f"{start},{step + 5000},,1.0,0.25"]
+            lines += [
+                f"{start},{step},{cell},{score - 5:.4g},0.5",
+                f"{start},{step + 5000},,1.0,0.25",
+            ]
         last = None if lost else float(lines[-2].split(",")[len(own) + 3])
         swept = {} if value is None else {name: value}
-        members.append({"member": index, "seed": seed, **swept, "eval/return": last, "diverged": lost})
+        members.append(
+            {"member": index, "seed": seed, **swept, "eval/return": last, "diverged": lost}
+        )
     path.mkdir(parents=True)
-    header = ["member", "seed", *([name] if sweep else []), "step", "eval/return", "train/return", "loss/td"]
+    header = [
+        "member",
+        "seed",
+        *([name] if sweep else []),
+        "step",
+        "eval/return",
+        "train/return",
+        "loss/td",
+    ]
     (path / "metrics.csv").write_text("\n".join([",".join(header), *lines, ""]))
     config = {"env": env, "total_steps": 100_000, "learning_rate": 1e-3} | options.get("config", {})
     command = f"rlzoo train {algorithm} --env {env}"
@@ -47,12 +69,19 @@ def fake_run(
     return path
 
 
-# ---------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 @pytest.mark.parametrize(
     "scores, expected",
-    [([7], 7), ([1, 2], 1.5), ([1, 2, 9], 4), ([0, 1, 3, 99], 2), ([5, 1, 2, 3, 9], 10 / 3), (range(9), 4)],
+    [
+        ([7], 7),
+        ([1, 2], 1.5),
+        ([1, 2, 9], 4),
+        ([0, 1, 3, 99], 2),
+        ([5, 1, 2, 3, 9], 10 / 3),
+        (range(9), 4),
+    ],
 )
 def test_iqm_of_few_scores(scores, expected):
     assert report.iqm(np.array(list(scores))) == pytest.approx(expected)
@@ -67,8 +96,12 @@ def test_iqm_is_an_explicit_sorted_trim(n):
 
 def test_iqm_pools_the_named_axes():
     scores = np.random.default_rng(0).normal(size=(6, 5, 4))
-    np.testing.assert_allclose(report.iqm(scores, axis=1), [[report.iqm(x) for x in y.T] for y in scores])
-    np.testing.assert_allclose(report.iqm(scores, axis=(1, 2)), [report.iqm(x.ravel()) for x in scores])
+    np.testing.assert_allclose(
+        report.iqm(scores, axis=1), [[report.iqm(x) for x in y.T] for y in scores]
+    )
+    np.testing.assert_allclose(
+        report.iqm(scores, axis=(1, 2)), [report.iqm(x.ravel()) for x in scores]
+    )
     np.testing.assert_allclose(report.iqm(scores, axis=-1), report.iqm(scores, axis=2))
     assert report.iqm(scores) == pytest.approx(report.iqm(scores.ravel()))
 
@@ -86,9 +119,13 @@ def test_bootstrap_covers_the_mean_of_a_normal():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(3000):
-        low, high = report.bootstrap_ci(rng.normal(3.0, 2.0, 30), statistic=np.mean, reps=500, seed=trial)
+        low, high = report.bootstrap_ci(
+            rng.normal(3.0, 2.0, 30), statistic=np.mean, reps=500, seed=trial
+        )
         hits += low < 3.0 < high
-    assert 0.92 < hits / 3000 < 0.96  # of 30 runs the percentile bootstrap covers a little less than 95%
+    assert (
+        0.92 < hits / 3000 < 0.96
+    )  # of 30 runs the percentile bootstrap covers a little less than 95%
 
 
 def test_stratified_bootstrap_ignores_the_offset_between_tasks():
@@ -97,7 +134,9 @@ def test_stratified_bootstrap_ignores_the_offset_between_tasks():
     low, high = report.bootstrap_ci(scores, statistic=np.mean)
     shifted_low, shifted_high = report.bootstrap_ci(scores + offset, statistic=np.mean)
     assert shifted_high - shifted_low == pytest.approx(high - low)
-    naive_low, naive_high = report.bootstrap_ci((scores + offset).ravel(), statistic=np.mean)  # naive
+    naive_low, naive_high = report.bootstrap_ci(
+        (scores + offset).ravel(), statistic=np.mean
+    )  # naive
     assert naive_high - naive_low > 20 * (high - low)
 
 
@@ -114,32 +153,53 @@ def test_iqm_curve_is_the_interval_of_each_point():
     middle, low, high = report.iqm_curve(curves, seed=3)
     assert middle.shape == (5,) and (low <= middle).all() and (middle <= high).all()
     for point in range(5):
-        np.testing.assert_allclose((low[point], high[point]), report.bootstrap_ci(curves[:, point], seed=3))
+        np.testing.assert_allclose(
+            (low[point], high[point]), report.bootstrap_ci(curves[:, point], seed=3)
+        )
 
 
 def test_probability_of_improvement_in_closed_cases():
     better = report.probability_of_improvement([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
     assert better == pytest.approx((1, 1, 1))
-    assert report.probability_of_improvement(np.ones(4), np.ones(6)) == pytest.approx((0.5, 0.5, 0.5))
+    assert report.probability_of_improvement(np.ones(4), np.ones(6)) == pytest.approx(
+        (0.5, 0.5, 0.5)
+    )
     assert report.probability_of_improvement([1.0, 3.0], [2.0, 2.0])[0] == 0.5
     two_tasks = np.array([[1.0, 0.0], [2.0, 0.5]])
-    assert report.probability_of_improvement(two_tasks, [[0.0, 1.0], [0.5, 2.0]])[0] == pytest.approx(0.5)
-    ragged = report.probability_of_improvement({"a": [1, 2, 3], "b": [0, 0]}, {"a": [0, 0], "c": [9]})
+    assert report.probability_of_improvement(two_tasks, [[0.0, 1.0], [0.5, 2.0]])[
+        0
+    ] == pytest.approx(0.5)
+    ragged = report.probability_of_improvement(
+        {"a": [1, 2, 3], "b": [0, 0]}, {"a": [0, 0], "c": [9]}
+    )
     assert ragged == pytest.approx((1, 1, 1))
-    assert report.probability_of_improvement([1.0, np.nan], [0.0, 0.0])[0] == 0.5  # the diverged run loses
+    assert (
+        report.probability_of_improvement([1.0, np.nan], [0.0, 0.0])[0] == 0.5
+    )  # the diverged run loses
     assert np.isnan(report.probability_of_improvement([1.0], [0.0, 0.5])[1:]).all()
     with pytest.raises(ValueError, match="no task in common"):
         report.probability_of_improvement({"a": [1]}, {"b": [1]})
 
 
 def test_summarise_counts_the_diverged_and_is_plain_json():
-    members = [{"member": i, "seed": i % 4, "lr": [0.1, 0.2][i // 4], "eval/return": i} for i in range(8)]
+    members = [
+        {"member": i, "seed": i % 4, "lr": [0.1, 0.2][i // 4], "eval/return": i} for i in range(8)
+    ]
     members[5] |= {"diverged": True}
     members[6] |= {"eval/return": None}
     first, second = report.summarise(members)
-    assert first["lr"] == 0.1 and first["iqm"] == 1.5 and first["seeds"] == 4 and first["diverged"] == 0
-    assert first["low"] < 1.5 < first["high"] and first["std"] == pytest.approx(np.std(range(4), ddof=1))
-    assert second["mean"] == 5.5 and second["seeds"] == 4 and second["diverged"] == 1  # the other was not evaluated
+    assert (
+        first["lr"] == 0.1
+        and first["iqm"] == 1.5
+        and first["seeds"] == 4
+        and first["diverged"] == 0
+    )
+    assert first["low"] < 1.5 < first["high"] and first["std"] == pytest.approx(
+        np.std(range(4), ddof=1)
+    )
+    assert (
+        second["mean"] == 5.5 and second["seeds"] == 4 and second["diverged"] == 1
+    )  # the other was not evaluated
     (lone,) = report.summarise([{"member": 0, "seed": 0, "eval/return": 3.0, "diverged": False}])
     assert lone["iqm"] == 3 and lone["low"] is None and lone["std"] is None
     (none,) = report.summarise([{"member": 0, "seed": 0, "eval/return": None, "diverged": True}])
@@ -147,7 +207,7 @@ def test_summarise_counts_the_diverged_and_is_plain_json():
     json.dumps([first, second, lone, none], allow_nan=False)
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 CSV = "member,seed,lr,activation,step,eval/return\n0,7,0.1,tanh,100,\n1,8,0.2,relu,100,2.5\n"
 
@@ -160,7 +220,9 @@ def test_read_metrics_types_and_empty_cells(tmp_path):
     np.testing.assert_array_equal(columns["eval/return"], [np.nan, 2.5])
 
 
-@pytest.mark.parametrize("tail", ["0,7,0.1,tanh,200,12", "0,7", "0,7\n", "\0\0\0\n", "0,7,0.1,tanh,200,1e\n"])
+@pytest.mark.parametrize(
+    "tail", ["0,7,0.1,tanh,200,12", "0,7", "0,7\n", "\0\0\0\n", "0,7,0.1,tanh,200,1e\n"]
+)
 def test_read_metrics_drops_a_cut_last_line(tmp_path, tail):
     (tmp_path / "m.csv").write_text(CSV + tail)
     assert len(report.read_metrics(tmp_path / "m.csv")["step"]) == 2
@@ -192,7 +254,7 @@ def test_read_run_says_what_is_wrong(tmp_path):
     assert run.status == "unfinished" and report.group([run]) == [] == [*run.summary, *run.metrics]
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def test_group_joins_seeds_of_the_same_setting_only(tmp_path):
@@ -209,10 +271,14 @@ def test_group_joins_seeds_of_the_same_setting_only(tmp_path):
 def test_runs_on_different_data_sets_are_not_seeds_of_one_setting(tmp_path):
     for name, dataset in (("a", "expert.npz"), ("b", "random.npz"), ("c", None), ("d", None)):
         path = fake_run(tmp_path / name, seeds=2) / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"dataset": dataset}}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"options": {"dataset": dataset}})
+        )
     groups = report.group(report.read_run(tmp_path / name) for name in "ab")
     assert [(g.setting, len(g.members), g.repeats) for g in groups] == [
-        ("dataset=expert.npz", 2, 0), ("dataset=random.npz", 2, 0)]
+        ("dataset=expert.npz", 2, 0),
+        ("dataset=random.npz", 2, 0),
+    ]
     (together,) = report.group(report.read_run(tmp_path / name) for name in "cd")
     assert (together.setting, together.repeats) == ("", 2)
 
@@ -242,7 +308,9 @@ def test_curves_are_interpolated_where_steps_differ(tmp_path):
 
 def test_write_curve(tmp_path):
     path = report.write_curve(fake_run(tmp_path / "run"))
-    assert path == tmp_path / "run" / "curve.png" and path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert path == tmp_path / "run" / "curve.png" and path.read_bytes().startswith(
+        b"\x89PNG\r\n\x1a\n"
+    )
     axes = report.draw_curves([report.read_run(tmp_path / "run")]).axes[0]
     assert axes.get_xlabel() == "environment steps" and axes.get_ylabel() == "eval/return"
     assert axes.get_title(loc="left") == "dqn on CartPole-v1"
@@ -265,9 +333,15 @@ def test_a_run_that_is_not_whole_says_so_in_the_title(tmp_path):
 
 
 def test_many_settings_and_one_seed(tmp_path):
-    run = report.read_run(fake_run(tmp_path / "a", seeds=1, sweep={"learning_rate": list(range(12))}))
+    run = report.read_run(
+        fake_run(tmp_path / "a", seeds=1, sweep={"learning_rate": list(range(12))})
+    )
     figure = report.draw_curves([run])
-    assert len(figure.legends) == 1 and len(figure.axes[0].lines) == 12 and not figure.axes[0].collections
+    assert (
+        len(figure.legends) == 1
+        and len(figure.axes[0].lines) == 12
+        and not figure.axes[0].collections
+    )
     assert figure.legends[0].get_texts()[3].get_text() == "learning_rate=3, 1 seed"
 
 
@@ -275,7 +349,9 @@ def test_an_unfinished_run_is_no_divergence(tmp_path):
     path = fake_run(tmp_path / "a", status="unfinished", evals=3)
     lines = (path / "metrics.csv").read_text().splitlines(keepends=True)
     cut = "".join(lines[:-4])  # the last members' last rows were not written yet
-    (path / "metrics.csv").write_text(cut.replace(",1.0,", ",,", 3))  # and episodes end at different steps
+    (path / "metrics.csv").write_text(
+        cut.replace(",1.0,", ",,", 3)
+    )  # and episodes end at different steps
     for metric in ("eval/return", "train/return"):
         (g,) = report.group([report.read_run(path)], metric)
         assert len(g.members) == 5 and np.isfinite(g.scores).all()
@@ -289,12 +365,14 @@ def test_write_curve_falls_back_to_the_metrics_there_are(tmp_path):
     assert report.write_curve(path).is_file()
 
 
-# ---------------------------------------------------------------------------------------------- the report
+# --------------------------------------------------------------------------------------- the report
 
 
 def test_report_over_two_algorithms_and_two_environments(tmp_path):
     runs = [
-        fake_run(tmp_path / f"{algorithm}-{i}", algorithm, env, level=level, diverged=(0,) * (i == 1))
+        fake_run(
+            tmp_path / f"{algorithm}-{i}", algorithm, env, level=level, diverged=(0,) * (i == 1)
+        )
         for i, env in enumerate(("CartPole-v1", "brax/hopper:spring"))
         for algorithm, level in (("dqn", 100.0), ("ppo<b>", 400.0))
     ]
@@ -303,12 +381,24 @@ def test_report_over_two_algorithms_and_two_environments(tmp_path):
     assert [p.name for p in pictures] == ["curves_CartPole-v1.png", "curves_brax-hopper-spring.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
     text, page = text.read_text(), page.read_text()
-    assert "| ppo<b> | - | " in text and text.index("| ppo<b>") < text.index("| dqn")  # the best first
+    assert "| ppo<b> | - | " in text and text.index("| ppo<b>") < text.index(
+        "| dqn"
+    )  # the best first
     assert "5 (diverged=1)" in text and "123.5k" in text and "| 3.21 |" in text
     assert "interrupted at 30k of 100k steps" in text and "| interrupted |" in text
-    assert "| dqn | ppo<b> | 0.09 [" in text  # no win of 25; on hopper 4 wins over the diverged, and a tie
-    assert page.count("data:image/png;base64,") == 2 and "ppo&lt;b&gt;" in page and "ppo<b>" not in page
-    assert "http" not in page and page.count("<details>") == 5 and "rlzoo train dqn --env CartPole-v1" in page
+    assert (
+        "| dqn | ppo<b> | 0.09 [" in text
+    )  # no win of 25; on hopper 4 wins over the diverged, and a tie
+    assert (
+        page.count("data:image/png;base64,") == 2
+        and "ppo&lt;b&gt;" in page
+        and "ppo<b>" not in page
+    )
+    assert (
+        "http" not in page
+        and page.count("<details>") == 5
+        and "rlzoo train dqn --env CartPole-v1" in page
+    )
     with pytest.raises(ValueError, match="no runs"):
         report.report([], tmp_path)
 
@@ -324,4 +414,6 @@ def test_importing_loads_neither_jax_nor_matplotlib_and_drawing_leaves_pyplot_al
         "import sys, rlzoo.report as report; assert not {'jax', 'matplotlib'} & set(sys.modules);"
         "report.write_curve(sys.argv[1]); assert not {'jax', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(fake_run(tmp_path / "a"))], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code, str(fake_run(tmp_path / "a"))], check=True, timeout=60
+    )

@@ -1,4 +1,5 @@
-"""`--solve`: a network from a run or shipped, states from files and scrambles, what is written and what is refused."""
+"""`--solve`: a network from a run or shipped, states from files and scrambles, what is written and
+what is refused."""
 
 import csv
 
@@ -14,7 +15,9 @@ from rlzoo import cli, machine, search, solve
 HEAD = ["index", "status", "cost", "lower_bound", "generated", "network_calls", "seconds", "moves"]
 SMALL = ["--env", "tile8", "--batch", "8", "--node-limit", "20_000"]
 TILE8 = rlzoo.make("tile8").inner
-CONFIG = qstar.Config(env="tile8", total_steps=16, batch_size=8, scramble=5, first=4, width=4, blocks=1, eval_moves=2)
+CONFIG = qstar.Config(
+    env="tile8", total_steps=16, batch_size=8, scramble=5, first=4, width=4, blocks=1, eval_moves=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +34,27 @@ def one_search():
     with pytest.MonkeyPatch.context() as patch:
         build, from_run = solve.build, solve._from_run
         usual = machine.compiler_options
-        patch.setattr(machine, "compiler_options", lambda backend: usual(backend) | {"xla_backend_optimization_level": 0})
+        patch.setattr(
+            machine,
+            "compiler_options",
+            lambda backend: usual(backend) | {"xla_backend_optimization_level": 0},
+        )
         patch.setattr(solve, "_keep_compiled", lambda: None)
-        patch.setattr(solve, "build", lambda solver, config, puzzle, options, own: built.setdefault(
-            (options.node_limit, options.batch, options.memory), build(solver, config, puzzle, options, own)))
-        patch.setattr(solve, "_from_run", lambda *args: (  # each loading of a run's file makes another Policy
-            found := from_run(*args))._replace(policy=qstar.Policy(*found.policy)))
+        patch.setattr(
+            solve,
+            "build",
+            lambda solver, config, puzzle, options, own: built.setdefault(
+                (options.node_limit, options.batch, options.memory),
+                build(solver, config, puzzle, options, own),
+            ),
+        )
+        patch.setattr(
+            solve,
+            "_from_run",
+            lambda *args: (  # each loading of a run's file makes another Policy
+                found := from_run(*args)
+            )._replace(policy=qstar.Policy(*found.policy)),
+        )
         yield built
 
 
@@ -66,7 +84,7 @@ def follow(state, moves):
     return state
 
 
-# ---- what is written ------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 
 def test_scrambles(run, call, tmp_path):
@@ -80,7 +98,12 @@ def test_scrambles(run, call, tmp_path):
         index, status, cost, bound, generated, calls, seconds, moves = row
         assert status == "solved" and TILE8.is_goal(follow(state, moves))
         assert int(cost) == len(moves.split()) >= TILE8.distance(state)
-        assert float(bound) >= 0.6 * int(cost) - 1e-6 and int(generated) > 0 and int(calls) >= 0 and float(seconds) > 0
+        assert (
+            float(bound) >= 0.6 * int(cost) - 1e-6
+            and int(generated) > 0
+            and int(calls) >= 0
+            and float(seconds) > 0
+        )
         picture = out / f"{index}.gif"
         assert picture.is_file() == (int(cost) > 0)
         if int(cost):
@@ -94,21 +117,37 @@ def test_states_of_a_file(run, call, tmp_path):
     states = np.asarray(TILE8.scramble(jax.random.key(1), np.full(5, 4), 4)).astype(int)
     best = np.asarray(TILE8.distance(states.astype(np.uint8)))
     np.savez(tmp_path / "states.npz", states=states, opt_len=best)
-    code, shown, _ = call(tmp_path / "states.npz", "--first", 1, "--count", 3, "--run", run, "--out", tmp_path / "out",
-                          "--weight", 1, *SMALL)
+    code, shown, _ = call(
+        tmp_path / "states.npz",
+        "--first",
+        1,
+        "--count",
+        3,
+        "--run",
+        run,
+        "--out",
+        tmp_path / "out",
+        "--weight",
+        1,
+        *SMALL,
+    )
     assert code == 0 and "best possible" in shown
     _, *solved = rows(tmp_path / "out")
     assert [row[0] for row in solved] == ["1", "2", "3"]
-    assert all(TILE8.is_goal(follow(states[int(row[0])].astype(np.uint8), row[-1])) for row in solved)
+    assert all(
+        TILE8.is_goal(follow(states[int(row[0])].astype(np.uint8), row[-1])) for row in solved
+    )
 
 
 def test_what_was_not_solved_has_no_cost(run, call, tmp_path):
-    code, shown, _ = call("scramble:40", "--max-generated", 1, "--run", run, "--out", tmp_path / "out", *SMALL)
+    code, shown, _ = call(
+        "scramble:40", "--max-generated", 1, "--run", run, "--out", tmp_path / "out", *SMALL
+    )
     ((_, status, cost, *_, moves),) = rows(tmp_path / "out")[1:]
     assert (code, status, cost, moves) == (0, "node limit", "", "") and "solved 0 of 1" in shown
 
 
-# ---- weights --------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 
 
 def test_weights_are_saved_and_shipped(run, call, tmp_path, monkeypatch):
@@ -131,16 +170,20 @@ def test_shipped_networks_of_lights_out_are_exact(side):
     """The smallest q leads from any state to the goal with the fewest presses."""
     env = rlzoo.make(f"lights-out{side}")
     puzzle = env.inner
-    found = solve.load(solve.weights_file("qstar", f"lights-out{side}"), qstar.make, qstar.Config, env)
+    found = solve.load(
+        solve.weights_file("qstar", f"lights-out{side}"), qstar.make, qstar.Config, env
+    )
     act = qstar.make(found.config, env).act
     states = jax.random.bernoulli(jax.random.key(0), 0.5, (1_000, puzzle.size)).astype(np.uint8)
-    press = jax.jit(lambda states: puzzle.apply(states, act(found.policy, puzzle.inputs(states), None)))
+    press = jax.jit(
+        lambda states: puzzle.apply(states, act(found.policy, puzzle.inputs(states), None))
+    )
     for left in range(int(puzzle.distance(states).max()), 0, -1):
         states = np.where((puzzle.distance(states) == left)[:, None], press(states), states)
     assert puzzle.is_goal(states).all()
 
 
-# ---- refused --------------------------------------------------------------------------------------------------
+# ---- refused -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -157,29 +200,41 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("argv, message", [
-    ("{files}/bad.npz", "bad.npz holds no states of tile8: state 2: it cannot be solved"),
-    ("{files}/boards.npz", "there is no array 'states', only boards"),
-    ("{files}/text.npz", "text.npz holds no states of tile8"),
-    ("nonsense", "--solve 'nonsense' is neither a file nor scramble:MOVES"),
-    ("scramble:far", "--solve 'scramble:far' should read scramble:MOVES"),
-    ("scramble:5 --count 0", "--count is 0; it must be at least 1"),
-    ("{files}/good.npz --first 2", "good.npz holds 2 states; --first 2"),
-    ("{files}/good.npz --first 1 --count 2", "holds 2 states; --first 1 --count 2"),
-    ("{files}/good.npz --first -1", "holds 2 states; --first -1"),
-    ("scramble:5 --weight 2", "--weight is 2.0; it must be between 0 and 1"),
-    ("scramble:5 --weight nan", "--weight is nan"),
-    ("scramble:5 --batch 0", "--batch is 0; it must be at least 1"),
-    ("scramble:5 --node-limit 1_000_000 --memory 0.01", "--node-limit 1_000_000 takes .* GiB, and --memory allows 0.01"),
-    ("scramble:5 --out {files}/taken", "taken holds solutions.csv already; choose another --out"),
-    ("scramble:5 --env CartPole-v1", "CartPole-v1 is not a puzzle"),
-    ("scramble:5 --env tile9", "unknown environment 'tile9'; nearest: tile"),
-    ("scramble:5 --env cube3", "holds a network of qstar for tile8, which is none for cube3"),
-    ("scramble:5 --run {files}/nothing", "nothing is not a run"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("{files}/bad.npz", "bad.npz holds no states of tile8: state 2: it cannot be solved"),
+        ("{files}/boards.npz", "there is no array 'states', only boards"),
+        ("{files}/text.npz", "text.npz holds no states of tile8"),
+        ("nonsense", "--solve 'nonsense' is neither a file nor scramble:MOVES"),
+        ("scramble:far", "--solve 'scramble:far' should read scramble:MOVES"),
+        ("scramble:5 --count 0", "--count is 0; it must be at least 1"),
+        ("{files}/good.npz --first 2", "good.npz holds 2 states; --first 2"),
+        ("{files}/good.npz --first 1 --count 2", "holds 2 states; --first 1 --count 2"),
+        ("{files}/good.npz --first -1", "holds 2 states; --first -1"),
+        ("scramble:5 --weight 2", "--weight is 2.0; it must be between 0 and 1"),
+        ("scramble:5 --weight nan", "--weight is nan"),
+        ("scramble:5 --batch 0", "--batch is 0; it must be at least 1"),
+        (
+            "scramble:5 --node-limit 1_000_000 --memory 0.01",
+            "--node-limit 1_000_000 takes .* GiB, and --memory allows 0.01",
+        ),
+        (
+            "scramble:5 --out {files}/taken",
+            "taken holds solutions.csv already; choose another --out",
+        ),
+        ("scramble:5 --env CartPole-v1", "CartPole-v1 is not a puzzle"),
+        ("scramble:5 --env tile9", "unknown environment 'tile9'; nearest: tile"),
+        ("scramble:5 --env cube3", "holds a network of qstar for tile8, which is none for cube3"),
+        ("scramble:5 --run {files}/nothing", "nothing is not a run"),
+    ],
+)
 def test_refusals(argv, message, files, run, call, tmp_path):
     given = argv.format(files=files).split()
-    rest = [*([] if "--run" in given else ["--run", run]), *([] if "--out" in given else ["--out", tmp_path / "out"])]
+    rest = [
+        *([] if "--run" in given else ["--run", run]),
+        *([] if "--out" in given else ["--out", tmp_path / "out"]),
+    ]
     code, _, error = call(*given[:1], *SMALL, *given[1:], *rest)
     assert code == 2, error
     assert error.startswith("error: ") and error.count("\n") == 1

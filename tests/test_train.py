@@ -1,4 +1,5 @@
-"""The training loop: members, resume, stages, devices, processes, damage. With the toy algorithm of toy.py."""
+"""The training loop: members, resume, stages, devices, processes, damage. With the toy algorithm of
+toy.py."""
 
 import csv
 import json
@@ -53,13 +54,18 @@ def _quick(compiled, monkeypatch):
 def go(out, make=toy.make, sweep=None, resume=False, force=False, run=None, **config):
     options = {"seeds": 2, "eval_episodes": 2, "quiet": True, "cache": False} | (run or {})
     kind = sys.modules[make.__module__].Config if make.__module__ != __name__ else toy.Config
-    return rlzoo.train(make, kind(**config), sweep=sweep, out=str(out), resume=resume, force=force, **options)
+    return rlzoo.train(
+        make, kind(**config), sweep=sweep, out=str(out), resume=resume, force=force, **options
+    )
 
 
 def rows(run):
     """metrics.csv without wall times."""
     with (Path(run) / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if not k.startswith("time/")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def column(run, name, member=0):
@@ -123,7 +129,7 @@ def end(process, expected=0):
     return text
 
 
-# ---- members --------------------------------------------------------------------------------------------------
+# ---- members -------------------------------------------------------------------------------------
 
 
 def test_members_are_those_that_run_alone(tmp_path):
@@ -171,7 +177,9 @@ def test_metrics_reduce_over_the_chunk(tmp_path):
     t = {int(row["step"]): float(row["t"]) for row in found if row["t"]}
     assert t[4] == 0.5 and column(tmp_path / "a", "count")[0] == "0.5"
     calls = [int(row["step"]) // 2 for row in found if row["rare"]]
-    assert len(calls) == 4 and all(0 < call - due <= 2 for call, due in zip(calls, (7, 37, 67, 97), strict=True))
+    assert len(calls) == 4 and all(
+        0 < call - due <= 2 for call, due in zip(calls, (7, 37, 67, 97), strict=True)
+    )
 
 
 def test_evaluation_does_not_touch_training(tmp_path):
@@ -179,28 +187,41 @@ def test_evaluation_does_not_touch_training(tmp_path):
     go(tmp_path / "rarely", run={"eval_every": 100})
     go(tmp_path / "at the end", run={"eval_every": 0})
     trained = lambda run: [
-        {k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows(run) if row["step"] != "0"
+        {k: v for k, v in row.items() if not k.startswith("eval/")}
+        for row in rows(run)
+        if row["step"] != "0"
     ]
     for other in ("rarely", "at the end"):
         assert trained(tmp_path / "often") == trained(tmp_path / other)
         assert bits(tmp_path / "often") == bits(tmp_path / other)
         last = [row["eval/return"] for row in rows(tmp_path / "often")[-2:]]
-        assert last == [row["eval/return"] for row in rows(tmp_path / other)[-2:]]  # keys depend on the step alone
+        assert last == [
+            row["eval/return"] for row in rows(tmp_path / other)[-2:]
+        ]  # keys depend on the step alone
     assert len(column(tmp_path / "often", "eval/return")) == 51
     assert len(column(tmp_path / "rarely", "eval/return")) == 3
     assert len(column(tmp_path / "at the end", "eval/return")) == 1
 
 
 def test_nan_marks_one_member_and_leaves_the_others(tmp_path):
-    sick = go(tmp_path / "sick", sweep={"learning_rate": [0.1, float("nan"), 0.2]}, run={"seeds": 1})
+    sick = go(
+        tmp_path / "sick", sweep={"learning_rate": [0.1, float("nan"), 0.2]}, run={"seeds": 1}
+    )
     go(tmp_path / "well", sweep={"learning_rate": [0.1, 0.3, 0.2]}, run={"seeds": 1})
     assert [m["diverged"] for m in sick.summary["members"]] == [False, True, False]
     assert [s["diverged"] for s in sick.summary["eval/return"]] == [0, 1, 0]
     others = lambda run: [row for row in rows(run) if row["member"] != "1"]
     assert others(tmp_path / "sick") == others(tmp_path / "well")
-    for a, b in zip(*(Record.read(tmp_path / x).restore(0).leaves for x in ("sick", "well")), strict=True):
+    for a, b in zip(
+        *(Record.read(tmp_path / x).restore(0).leaves for x in ("sick", "well")), strict=True
+    ):
         assert a[[0, 2]].tobytes() == b[[0, 2]].tobytes()
-    resumed = go(tmp_path / "sick", sweep={"learning_rate": [0.1, float("nan"), 0.2]}, run={"seeds": 1}, resume=True)
+    resumed = go(
+        tmp_path / "sick",
+        sweep={"learning_rate": [0.1, float("nan"), 0.2]},
+        run={"seeds": 1},
+        resume=True,
+    )
     assert resumed.summary["members"][1]["diverged"]  # also: a recorded nan is not a changed one
 
 
@@ -220,7 +241,7 @@ def test_nan_in_a_loss_alone_is_a_divergence(tmp_path):
     assert flags[8] == "0" and flags[12] == "1" and flags[200] == "1"
 
 
-# ---- sweeps ---------------------------------------------------------------------------------------------------
+# ---- sweeps --------------------------------------------------------------------------------------
 
 
 def test_sweeps(tmp_path, monkeypatch):
@@ -229,36 +250,55 @@ def test_sweeps(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop.Program,
         "__init__",
-        lambda self, make, members, *rest: (built.append([m.index for m in members]), original(self, make, members, *rest))[
-            1
-        ],
+        lambda self, make, members, *rest: (
+            built.append([m.index for m in members]),
+            original(self, make, members, *rest),
+        )[1],
     )
-    both = go(tmp_path / "both", sweep={"learning_rate": [0.1, 0.2], "hidden": [(3, 2), (5,)]}, mode="evaluate")
+    both = go(
+        tmp_path / "both",
+        sweep={"learning_rate": [0.1, 0.2], "hidden": [(3, 2), (5,)]},
+        mode="evaluate",
+    )
     assert built == [[0, 1, 4, 5], [2, 3, 6, 7]]  # floats share a program
-    settings = [(m["member"], m["seed"], m["learning_rate"], m["hidden"]) for m in both.summary["members"]]
+    settings = [
+        (m["member"], m["seed"], m["learning_rate"], m["hidden"]) for m in both.summary["members"]
+    ]
     assert sorted(settings) == [
         (2 * i + seed, seed, rate, hidden)
         for i, (rate, hidden) in enumerate((r, h) for r in (0.1, 0.2) for h in ((3, 2), (5,)))
         for seed in (0, 1)
     ]
-    assert len(both.summary["eval/return"]) == 4 and all(s["seeds"] == 2 for s in both.summary["eval/return"])
+    assert len(both.summary["eval/return"]) == 4 and all(
+        s["seeds"] == 2 for s in both.summary["eval/return"]
+    )
     assert {row["learning_rate"] for row in rows(both.dir)} == {"0.1", "0.2"}
-    assert column(both.dir, "loss/square", 0) == column(both.dir, "loss/square", 2)  # `hidden` changes nothing
+    assert column(both.dir, "loss/square", 0) == column(
+        both.dir, "loss/square", 2
+    )  # `hidden` changes nothing
     assert column(both.dir, "loss/square", 0)[5] != column(both.dir, "loss/square", 4)[5]
     state = rlzoo.load(both.dir, member=6, full=True).policy  # swept tuples are read back as tuples
     third = Record.read(both.dir).restore(1).leaves
-    assert state.params["w"].tobytes() == next(x for x in third if x.shape[1:] == (4, 4))[2].tobytes()
+    assert (
+        state.params["w"].tobytes() == next(x for x in third if x.shape[1:] == (4, 4))[2].tobytes()
+    )
 
 
 def test_summary_keys(tmp_path):
     run = go(tmp_path / "a", sweep={"learning_rate": [0.1, 0.2]})
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary == json.loads(json.dumps(run.summary))
-    assert summary["status"] == "done" and summary["algorithm"] == "toy" and summary["env"] == "CartPole-v1"
+    assert (
+        summary["status"] == "done"
+        and summary["algorithm"] == "toy"
+        and summary["env"] == "CartPole-v1"
+    )
     assert summary["steps"] == 200 and summary["threshold"] == 475.0
     assert len(summary["steps_to_threshold"]) == 4
     assert {"iqm", "low", "high", "mean", "std", "learning_rate"} <= {*summary["eval/return"][0]}
-    assert {"member", "seed", "learning_rate", "eval/return", "diverged"} <= {*summary["members"][0]}
+    assert {"member", "seed", "learning_rate", "eval/return", "diverged"} <= {
+        *summary["members"][0]
+    }
     for name in (
         "steps_per_second",
         "updates_per_second",
@@ -275,14 +315,19 @@ def test_summary_keys(tmp_path):
     assert (run.dir / "toy.py").read_text() == TOY.read_text()
 
 
-# ---- compiled work --------------------------------------------------------------------------------------------
+# ---- compiled work -------------------------------------------------------------------------------
 
 
 def test_step_is_traced_a_bounded_number_of_times(tmp_path):
     counts = []
     for steps in (40, 4000):
         toy.TRACED.clear()
-        go(tmp_path / str(steps), total_steps=steps, mode="evaluate", run={"checkpoint_every": steps // 2})
+        go(
+            tmp_path / str(steps),
+            total_steps=steps,
+            mode="evaluate",
+            run={"checkpoint_every": steps // 2},
+        )
         counts.append(len(toy.TRACED))
     assert counts[0] == counts[1] <= 4
 
@@ -302,7 +347,10 @@ def heavy(when):
             return (jax.lax.cond(when(count, t), work, lambda: matrix), count + 1), {}
 
         return algorithm._replace(
-            init=init, step=step, policy=lambda state: state[1], evaluate=lambda state, key: {"eval/return": state[0][0, 0]}
+            init=init,
+            step=step,
+            policy=lambda state: state[1],
+            evaluate=lambda state, key: {"eval/return": state[0][0, 0]},
         )
 
     return make
@@ -327,17 +375,24 @@ def test_work_that_is_not_due_is_not_paid(tmp_path, monkeypatch):
 
     always = seconds("always", lambda count, t: t >= 0)
     assert seconds("by t", lambda count, t: t % 10 == 0) < always / 4
-    assert seconds("by count", lambda count, t: count % 10 == 0) > always / 2  # the bug: a counter in the state
+    assert (
+        seconds("by count", lambda count, t: count % 10 == 0) > always / 2
+    )  # the bug: a counter in the state
 
 
-# ---- resume ---------------------------------------------------------------------------------------------------
+# ---- resume --------------------------------------------------------------------------------------
 
 
 def kill_and_resume(tmp_path, moments):
     """`moments`: lines of metrics.csv, or seconds, after which SIGKILL falls."""
-    out, flags = tmp_path / "killed", ["--seeds", "2", "--total-steps", "300", "--checkpoint-every", "8", "--quiet"]
+    out, flags = (
+        tmp_path / "killed",
+        ["--seeds", "2", "--total-steps", "300", "--checkpoint-every", "8", "--quiet"],
+    )
     for i, moment in enumerate(moments):
-        process = spawn("--out", str(out), *(["--resume"] if (out / "config.json").exists() else flags))
+        process = spawn(
+            "--out", str(out), *(["--resume"] if (out / "config.json").exists() else flags)
+        )
         if isinstance(moment, int):
             wait_for_rows(out, moment, process)
         else:
@@ -372,7 +427,16 @@ def test_killed_at_ten_random_moments(tmp_path):
 def test_ctrl_c_saves_and_says_how_to_continue(tmp_path):
     out = tmp_path / "a folder"
     process = spawn(
-        "--out", str(out), "--seeds", "2", "--total-steps", "300", "--checkpoint-every", "8", "--learning-rate", "0.2"
+        "--out",
+        str(out),
+        "--seeds",
+        "2",
+        "--total-steps",
+        "300",
+        "--checkpoint-every",
+        "8",
+        "--learning-rate",
+        "0.2",
     )
     wait_for_rows(out, 10, process)
     process.send_signal(signal.SIGINT)
@@ -392,8 +456,14 @@ def test_cut_last_line_of_metrics(tmp_path):
         out = tmp_path / f"cut{cut}"
         killed(out, 60, run={"checkpoint_every": 40})
         text = (out / "metrics.csv").read_text()
-        kept = [line for line in text.splitlines() if not line.split(",")[2].isdigit() or int(line.split(",")[2]) <= 80]
-        (out / "metrics.csv").write_text("\n".join(kept) + "\n1,1,84,0.5"[:-cut] if cut > 1 else text[:-1])
+        kept = [
+            line
+            for line in text.splitlines()
+            if not line.split(",")[2].isdigit() or int(line.split(",")[2]) <= 80
+        ]
+        (out / "metrics.csv").write_text(
+            "\n".join(kept) + "\n1,1,84,0.5"[:-cut] if cut > 1 else text[:-1]
+        )
         go(out, resume=True, run={"checkpoint_every": 40})
         same(out, tmp_path / "whole")
 
@@ -465,7 +535,7 @@ def test_resume_with_another_configuration(tmp_path):
     assert bits(tmp_path / "b") != bits(tmp_path / "c")
 
 
-# ---- stages, memory, evaluate ---------------------------------------------------------------------------------
+# ---- stages, memory, evaluate --------------------------------------------------------------------
 
 
 def test_stages_resume_inside_each_and_at_boundaries(tmp_path):
@@ -476,7 +546,9 @@ def test_stages_resume_inside_each_and_at_boundaries(tmp_path):
     assert found[140]["loss/second"] and not found[140]["loss/square"]
     assert found[84]["t"] == "" and float(found[144]["t"]) == 0.5  # t counts from 0 in every stage
     final = Record.read(whole.dir).restore(0)
-    assert [x.shape for x in final.leaves if x.ndim == 2 and x.dtype == np.float32 and x.shape[1] == 0] == [(2, 0)]
+    assert [
+        x.shape for x in final.leaves if x.ndim == 2 and x.dtype == np.float32 and x.shape[1] == 0
+    ] == [(2, 0)]
     # checkpoints at: inside stage 1; its end; inside 2, off the log points; its end; inside 3
     for i, (every, dies) in enumerate([(30, 20), (80, 45), (46, 60), (70, 75), (78, 90)]):
         out = tmp_path / f"{i}"
@@ -487,8 +559,11 @@ def test_stages_resume_inside_each_and_at_boundaries(tmp_path):
 
 
 def test_memory_policy(tmp_path):
-    """Evaluated with the true rewards and memories: actions take turns, as if told to by the clock."""
-    run = go(tmp_path / "a", mode="memory", total_steps=20, run={"eval_every": 20, "eval_episodes": 4})
+    """Evaluated with the true rewards and memories: actions take turns, as if told to by the
+    clock."""
+    run = go(
+        tmp_path / "a", mode="memory", total_steps=20, run={"eval_every": 20, "eval_episodes": 4}
+    )
     env = rlzoo.make("CartPole-v1")
     for seed in (0, 1):
 
@@ -496,7 +571,9 @@ def test_memory_policy(tmp_path):
             return jnp.full(4, clock % 2), clock + 1
 
         for step, found in zip((0, 20), column(run.dir, "eval/length", seed), strict=True):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), loop.EVALUATION), step)
+            key = jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(seed), loop.EVALUATION), step
+            )
             lengths = rlzoo.env.episodes(env, act, jnp.int32(0), jax.random.split(key, 4))[1]
             assert float(found) == lengths.mean()
             assert float(found) > 15  # a forgetful one holds out 9 to 10 steps
@@ -504,14 +581,16 @@ def test_memory_policy(tmp_path):
 
 def test_evaluate_replaces_rollouts(tmp_path):
     run = go(tmp_path / "a", mode="evaluate")
-    assert {"eval/return", "eval/noise"} <= {*rows(run.dir)[0]} and "eval/length" not in rows(run.dir)[0]
+    assert {"eval/return", "eval/noise"} <= {*rows(run.dir)[0]} and "eval/length" not in rows(
+        run.dir
+    )[0]
     state = rlzoo.load(run.dir, member=1, full=True).policy
     expected = -((np.asarray(state.params["w"]) - 1.0) ** 2).mean()
     assert run.summary["members"][1]["eval/return"] == pytest.approx(expected, rel=1e-5)
     assert len(set(column(run.dir, "eval/noise", 0) + column(run.dir, "eval/noise", 1))) == 2 * 21
 
 
-# ---- devices and processes ------------------------------------------------------------------------------------
+# ---- devices and processes -----------------------------------------------------------------------
 
 
 def test_four_devices(tmp_path):
@@ -532,7 +611,11 @@ t.same(out / "cut", out / "6")
 """
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(TOY.parent), str(tmp_path)], env=env, text=True, capture_output=True, timeout=200
+        [sys.executable, "-c", code, str(TOY.parent), str(tmp_path)],
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     go(tmp_path / "one", run={"seeds": 6}, mode="evaluate")
@@ -541,12 +624,19 @@ t.same(out / "cut", out / "6")
     assert len(four) == len(six) / 6 * 4
     for a, b in zip(one, six, strict=True):
         assert a["count"] == b["count"]
-        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(float(b["loss/square"]), rel=1e-4)
+        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(
+            float(b["loss/square"]), rel=1e-4
+        )
     summary = json.loads((tmp_path / "6" / "summary.json").read_text())
     assert len(summary["members"]) == 6 and summary["eval/return"][0]["seeds"] == 6
-    assert json.loads((tmp_path / "6" / "config.json").read_text())["layout"] == {"devices": 4, "members": [6]}
+    assert json.loads((tmp_path / "6" / "config.json").read_text())["layout"] == {
+        "devices": 4,
+        "members": [6],
+    }
     policy = rlzoo.load(tmp_path / "6", member=5).policy
-    np.testing.assert_allclose(policy["w"], rlzoo.load(tmp_path / "one", member=5).policy["w"], rtol=1e-4)
+    np.testing.assert_allclose(
+        policy["w"], rlzoo.load(tmp_path / "one", member=5).policy["w"], rtol=1e-4
+    )
 
     options = {"seeds": 6, "checkpoint_every": 40}
     with pytest.raises(Refused, match="devices was 4, now 1"):
@@ -554,7 +644,9 @@ t.same(out / "cut", out / "6")
     moved = go(tmp_path / "moved", run=options, resume=True, force=True, mode="evaluate")
     assert moved.summary["status"] == "done"
     for a, b in zip(rows(moved.dir), six, strict=True):
-        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(float(b["loss/square"]), rel=1e-4)
+        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(
+            float(b["loss/square"]), rel=1e-4
+        )
 
 
 def test_two_processes_and_their_resume(tmp_path):
@@ -563,7 +655,12 @@ def test_two_processes_and_their_resume(tmp_path):
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         return [
-            spawn(*argv, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
+            spawn(
+                *argv,
+                JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(i),
+            )
             for i in (0, 1)
         ]
 
@@ -575,12 +672,18 @@ def test_two_processes_and_their_resume(tmp_path):
         process.communicate()
     pair = both("--out", str(out), "--resume")
     texts = [end(process) for process in pair]
-    assert "3 members" in texts[0] and "members" not in texts[1]  # process 0 alone speaks, and writes
+    assert (
+        "3 members" in texts[0] and "members" not in texts[1]
+    )  # process 0 alone speaks, and writes
     go(tmp_path / "one", run={"seeds": 3}, mode="evaluate")
     one, two = rows(tmp_path / "one"), rows(out)
-    assert [(r["member"], r["step"], r["count"]) for r in one] == [(r["member"], r["step"], r["count"]) for r in two]
+    assert [(r["member"], r["step"], r["count"]) for r in one] == [
+        (r["member"], r["step"], r["count"]) for r in two
+    ]
     for a, b in zip(one, two, strict=True):
-        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(float(b["loss/square"]), rel=1e-4)
+        assert not a["loss/square"] or float(a["loss/square"]) == pytest.approx(
+            float(b["loss/square"]), rel=1e-4
+        )
     assert len(json.loads((out / "summary.json").read_text())["members"]) == 3
 
 
@@ -589,7 +692,7 @@ def test_more_devices_than_there_are(tmp_path):
         go(tmp_path / "a", run={"devices": 64})
 
 
-# ---- loading --------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def test_load_a_run_of_a_copied_and_edited_file(tmp_path):
@@ -617,12 +720,14 @@ def test_load_a_run_of_a_copied_and_edited_file(tmp_path):
         rlzoo.load(run.dir)
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 def test_states_that_cannot_fit_are_refused_before_they_are_made(tmp_path):
     before = machine.peak_bytes(jax.devices()[0])
-    with pytest.raises(MemoryError, match=r"training states of 2 members .* need 163840\.0 GiB, but .* free"):
+    with pytest.raises(
+        MemoryError, match=r"training states of 2 members .* need 163840\.0 GiB, but .* free"
+    ):
         go(tmp_path / "a", width=2**42)
     assert not (tmp_path / "a").exists()  # the same --out serves the smaller run
     assert machine.peak_bytes(jax.devices()[0]) < before + 2**30
@@ -667,5 +772,7 @@ def test_output_folders(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(Refused, match="cannot write to .*: Permission denied; choose another --out"):
+    with pytest.raises(
+        Refused, match="cannot write to .*: Permission denied; choose another --out"
+    ):
         go(tmp_path / "other")

@@ -1,4 +1,5 @@
-"""Wrappers on an environment that shows what reached it, and running normalisation against NumPy."""
+"""Wrappers on an environment that shows what reached it, and running normalisation against
+NumPy."""
 
 import functools
 from typing import Any
@@ -27,7 +28,8 @@ class EchoState:
 
 
 class Echo(environment.Environment):
-    """Shows [action, step of the episode, a random number]; rewards 1, 2, 3, ...; ends after `ends` steps."""
+    """Shows [action, step of the episode, a random number]; rewards 1, 2, 3, ...; ends after `ends`
+    steps."""
 
     def __init__(self, ends: int = 100):
         self.ends = ends
@@ -57,7 +59,9 @@ def roll(env: Env, actions: jax.Array) -> tuple:
     length, num_envs = actions.shape
     act = lambda obs, action: (action, None)
     start = env.reset(KEY, num_envs)
-    after, rows, _, metrics = env.rollout(start, act, actions, jax.random.key(1), length, jnp.int32(0))
+    after, rows, _, metrics = env.rollout(
+        start, act, actions, jax.random.key(1), length, jnp.int32(0)
+    )
     return start, after, rows, metrics
 
 
@@ -66,12 +70,16 @@ def steps(env: Any, actions: Any) -> list[tuple]:
     _, state = env.reset_env(KEY, PARAMS)
     step, out = jax.jit(env.step_env), []
     for i, action in enumerate(actions):
-        obs, state, reward, terminated, info = step(jax.random.fold_in(KEY, i), state, action, PARAMS)
-        out.append((obs, float(reward), bool(terminated), bool(env.is_truncated(state, PARAMS)), info))
+        obs, state, reward, terminated, info = step(
+            jax.random.fold_in(KEY, i), state, action, PARAMS
+        )
+        out.append(
+            (obs, float(reward), bool(terminated), bool(env.is_truncated(state, PARAMS)), info)
+        )
     return out
 
 
-# ---- wrappers -------------------------------------------------------------------------------------------
+# ---- wrappers ------------------------------------------------------------------------------------
 
 
 def test_sticky_repeats_the_executed_action_with_the_given_probability():
@@ -89,7 +97,9 @@ def test_sticky_repeats_the_executed_action_with_the_given_probability():
     assert executed[0] == 1
     np.testing.assert_array_equal(executed[1:][repeated], executed[:-1][repeated])
     assert repeated.mean() == pytest.approx(0.25, abs=0.03)  # 4 standard deviations
-    assert repeated[1:][repeated[:-1]].mean() == pytest.approx(0.25, abs=0.06), "repeats should not depend"
+    assert repeated[1:][repeated[:-1]].mean() == pytest.approx(0.25, abs=0.06), (
+        "repeats should not depend"
+    )
 
 
 def test_the_first_action_of_an_episode_is_never_sticky():
@@ -124,7 +134,8 @@ def test_repeat_stops_at_the_time_limit():
 
 
 def test_repeat_gives_each_step_its_own_randomness():
-    """`fold_in(key, 1)` is `split(key)[1]`: keys derived so repeat what the environment itself draws."""
+    """`fold_in(key, 1)` is `split(key)[1]`: keys derived so repeat what the environment itself
+    draws."""
     seen = []
 
     class Spy(Echo):
@@ -135,7 +146,9 @@ def test_repeat_gives_each_step_its_own_randomness():
             jax.debug.callback(note, jax.random.key_data(keys))
             return super().step_env(key, state, action, params)
 
-    wrappers.ActionRepeat(Spy(), 4).step_env(KEY, EchoState(jnp.int32(0), jnp.float32(0)), 0, PARAMS)
+    wrappers.ActionRepeat(Spy(), 4).step_env(
+        KEY, EchoState(jnp.int32(0), jnp.float32(0)), 0, PARAMS
+    )
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) == 4 * 5
 
@@ -187,7 +200,8 @@ def test_options_are_put_on_in_a_fixed_order_whatever_their_order_in_the_id():
 
 
 def test_wrappers_together():
-    """Two repeats of reward 1 make 2, clipped to 1.5; three such steps are one episode of return 6."""
+    """Two repeats of reward 1 make 2, clipped to 1.5; three such steps are one episode of return
+    6."""
     env = rlzoo.make("probe-time-limit?repeat=2&limit=2&stack=2&clip=1.5")
     actions = jnp.zeros((4, 2), jnp.int32)
     _, _, rows, metrics = roll(env, actions)
@@ -207,13 +221,15 @@ def test_whole_number_observations_become_one_hot():
     np.testing.assert_array_equal(after.obs.argmax(-1), after.inner.position)
 
 
-# ---- running normalisation ------------------------------------------------------------------------------
+# ---- running normalisation -----------------------------------------------------------------------
 
 
 def test_running_stats_against_numpy_over_uneven_batches():
     rng = np.random.default_rng(0)
     shapes = [(1,), (7, 2), (3, 5, 2), (40,)]
-    batches = [{"a": rng.normal(3, 5, (*shape, 4)), "b": rng.random(shape) < 0.5} for shape in shapes]
+    batches = [
+        {"a": rng.normal(3, 5, (*shape, 4)), "b": rng.random(shape) < 0.5} for shape in shapes
+    ]
     stats = RunningStats.init({"a": jnp.zeros(4), "b": jnp.zeros((), bool)})
     for batch in batches:
         stats = jax.jit(RunningStats.update)(stats, jax.tree.map(jnp.asarray, batch))

@@ -1,4 +1,5 @@
-"""All probes in one environment, chosen by a parameter: an algorithm is compiled once and learns them as members."""
+"""All probes in one environment, chosen by a parameter: an algorithm is compiled once and learns
+them as members."""
 
 import dataclasses
 import functools
@@ -46,8 +47,16 @@ class Together(Probe):
     def step_env(self, key: jax.Array, state: State, action: Any, params: Params) -> tuple:
         steps = [probe.step_env(key, state, action, params) for probe in self.probes]
         after = steps[0][1]  # the clock is the same for all
-        obs, reward, terminated = (jnp.stack([step[i] for step in steps])[params.which] for i in (0, 2, 3))
-        return obs, after, reward, terminated | (params.naive & self.is_truncated(after, params)), {}
+        obs, reward, terminated = (
+            jnp.stack([step[i] for step in steps])[params.which] for i in (0, 2, 3)
+        )
+        return (
+            obs,
+            after,
+            reward,
+            terminated | (params.naive & self.is_truncated(after, params)),
+            {},
+        )
 
 
 class Learnt(NamedTuple):
@@ -61,7 +70,8 @@ class Learnt(NamedTuple):
 
 
 def learn(make: Any, config: Any, members: list[str], continuous: bool = False) -> Learnt:
-    """Train on each of `members` (a probe's id; ` naive` after it takes time limits for terminations)."""
+    """Train on each of `members` (a probe's id; ` naive` after it takes time limits for
+    terminations)."""
     env = Env("together", Together(continuous), Params())
     names = list(PROBES)
     which = jnp.array([names.index(member.removesuffix(" naive")) for member in members])

@@ -1,6 +1,8 @@
-"""A toy algorithm for tests of the house: noisy gradient steps on a linear policy. It learns nothing of use.
+"""A toy algorithm for tests of the house: noisy gradient steps on a linear policy. It learns
+nothing of use.
 
-It has every kind of leaf, metric and mode that the training loop knows, and compiles in well under a second.
+It has every kind of leaf, metric and mode that the training loop knows, and compiles in well under
+a second.
 """
 
 from typing import Any
@@ -49,8 +51,13 @@ class State:
 def make(config, env, dataset=None):
     def init(key):
         w_key, key = jax.random.split(key)
-        params = {"w": jax.random.normal(w_key, (*env.obs_shape, config.width)), "b": jnp.zeros(config.width)}
-        return State(params, 0, key, jnp.arange(3.0), jnp.array([True, False]), jnp.ones(2, jnp.bfloat16))
+        params = {
+            "w": jax.random.normal(w_key, (*env.obs_shape, config.width)),
+            "b": jnp.zeros(config.width),
+        }
+        return State(
+            params, 0, key, jnp.arange(3.0), jnp.array([True, False]), jnp.ones(2, jnp.bfloat16)
+        )
 
     def step(state, t):
         TRACED.append(1)
@@ -68,7 +75,11 @@ def make(config, env, dataset=None):
             "t": t,
         }
         return state.replace(
-            params=params, count=state.count + 1, key=key, flags=~state.flags, half=state.half * jnp.bfloat16(1.01)
+            params=params,
+            count=state.count + 1,
+            key=key,
+            flags=~state.flags,
+            half=state.half * jnp.bfloat16(1.01),
         ), metrics
 
     def policy(state):
@@ -83,14 +94,19 @@ def make(config, env, dataset=None):
         return (total % 2).astype(jnp.int32), {"total": total}
 
     def evaluate(state, key):
-        return {"eval/return": -((state.params["w"] - config.goal) ** 2).mean(), "eval/noise": jax.random.uniform(key)}
+        return {
+            "eval/return": -((state.params["w"] - config.goal) ** 2).mean(),
+            "eval/noise": jax.random.uniform(key),
+        }
 
     def grow(state):  # the size depends on the data
         size = 4 + int(np.asarray(state.count).max()) // 100
         return state.replace(extra=np.repeat(state.extra.sum(1, keepdims=True), size, 1) / 10)
 
     def empty(state):
-        return state.replace(extra=state.extra[:, :0], params=jax.tree.map(lambda x: x / 2, state.params))
+        return state.replace(
+            extra=state.extra[:, :0], params=jax.tree.map(lambda x: x / 2, state.params)
+        )
 
     if config.mode == "stages":
         second = lambda state, t: (step(state, t)[0], {"loss/second": state.params["b"].sum()})
@@ -107,7 +123,9 @@ def make(config, env, dataset=None):
             ),
         )
     if config.mode == "memory":
-        return rlzoo.Algorithm(init, step, policy, remembering, steps_per_call=2, memory=lambda policy: {"total": 0.0})
+        return rlzoo.Algorithm(
+            init, step, policy, remembering, steps_per_call=2, memory=lambda policy: {"total": 0.0}
+        )
     if config.mode == "evaluate":
         return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, evaluate=evaluate)
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, updates_per_call=1)
