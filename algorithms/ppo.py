@@ -30,7 +30,8 @@ from jax.flatten_util import ravel_pytree
 
 import rlzoo
 from rlzoo.env import EnvState, done
-from rlzoo.wrappers import RewardScale, RunningStats, time_limit
+from rlzoo.normalize import RewardScale, RunningStats
+from rlzoo.wrappers import time_limit
 
 
 @rlzoo.config

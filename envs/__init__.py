@@ -1,24 +1,55 @@
-"""JAX environments that no package has, one file each, registered with gymnax."""
+"""JAX environments that no package has, one file each, registered with gymnax.
 
-from functools import partial
+A file is imported when an environment of it is made, or a class of it is asked for.
+"""
 
-from gymnax import register
+import importlib
+import inspect
+from typing import Any
 
-from .cube import Cube2, Cube3
-from .lights_out import LightsOut
-from .pancake import Pancake
-from .puzzle import Puzzle
-from .sokoban import Sokoban
-from .tiles import Tiles
+import gymnax
 
-__all__ = ["Cube2", "Cube3", "LightsOut", "Pancake", "Puzzle", "Sokoban", "Tiles"]
+HOMES = {
+    "Cube2": "cube",
+    "Cube3": "cube",
+    "LightsOut": "lights_out",
+    "Pancake": "pancake",
+    "Puzzle": "puzzle",
+    "Sokoban": "sokoban",
+    "Tiles": "tiles",
+}
+"""class -> its file"""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'rlzoo.envs' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
+
+
+class Factory:
+    """Makes an environment of the class called `kind`, whose file it imports then."""
+
+    def __init__(self, kind: str, *args: Any):
+        self.kind = kind
+        self.args = args
+
+    def __call__(self, **options: Any) -> Any:
+        return __getattr__(self.kind)(*self.args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """What is left to choose: the arguments of the class after those that are given."""
+        whole = inspect.signature(__getattr__(self.kind))
+        return whole.replace(parameters=list(whole.parameters.values())[len(self.args) :])
+
 
 for side in (3, 4, 5, 6, 7):
-    register(f"tile{side * side - 1}", partial(Tiles, side))
+    gymnax.register(f"tile{side * side - 1}", Factory("Tiles", side))
 for side in (2, 3, 4, 5, 6, 7):
-    register(f"lights-out{side}", partial(LightsOut, side))
+    gymnax.register(f"lights-out{side}", Factory("LightsOut", side))
 for count in (7, 8, 10, 35):
-    register(f"pancake{count}", partial(Pancake, count))
-register("cube2", Cube2)
-register("cube3", Cube3)
-register("sokoban", Sokoban)
+    gymnax.register(f"pancake{count}", Factory("Pancake", count))
+gymnax.register("cube2", Factory("Cube2"))
+gymnax.register("cube3", Factory("Cube3"))
+gymnax.register("sokoban", Factory("Sokoban"))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rlzoo.cli import script as main  # noqa: F401
     from rlzoo.env import Env as Env
     from rlzoo.env import Transition as Transition
-    from rlzoo.env import make as make
-    from rlzoo.train import load as load
-    from rlzoo.train import train as train
+    from rlzoo.run.loading import load as load
+    from rlzoo.run.loop import train as train
+    from rlzoo.suites.registry import make as make
 
 _HOME = {  # public name -> (module, name there); None: the module itself
     "Algorithm": ("rlzoo.algorithm", "Algorithm"),
@@ -30,14 +30,15 @@ _HOME = {  # public name -> (module, name there); None: the module itself
     "static": ("rlzoo.algorithm", "static"),
     "Env": ("rlzoo.env", "Env"),
     "Transition": ("rlzoo.env", "Transition"),
-    "make": ("rlzoo.env", "make"),
+    "make": ("rlzoo.suites.registry", "make"),
     "main": ("rlzoo.cli", "script"),
-    "load": ("rlzoo.train", "load"),
-    "train": ("rlzoo.train", None),  # the module is callable: see its last lines
-    "collect": ("rlzoo.collect", None),
+    "load": ("rlzoo.run.loading", "load"),
+    "train": ("rlzoo.run.loop", "train"),
+    "collect": ("rlzoo.tools.collect", None),
     "dataset": ("rlzoo.dataset", None),
     "dynamics": ("rlzoo.dynamics", None),
     "env": ("rlzoo.env", None),
+    "normalize": ("rlzoo.normalize", None),
     "replay": ("rlzoo.replay", None),
     "report": ("rlzoo.report", None),
     "wrappers": ("rlzoo.wrappers", None),

@@ -15,7 +15,7 @@ functions take and return:
     # or add a penalty: see `max_std`
     step = functools.partial(model.step, state)
     rows, valid = rlzoo.dynamics.rollout(step, act, obs, key, horizon=5,
-    terminate=rlzoo.dynamics.termination(env))
+    terminate=env.terminates)
     # the first `size` rows are real
     rows, size = rlzoo.dynamics.pack(rows, valid)
 
@@ -42,9 +42,8 @@ from flax import struct
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from rlzoo import wrappers
 from rlzoo.algorithm import Refused
-from rlzoo.env import Env, Transition
+from rlzoo.env import Transition
 
 Array = jax.Array
 
@@ -627,7 +626,7 @@ def rollout(
       step: `step(key, obs, action) -> (next_obs, reward)`: any model,
       `functools.partial(model.step, state)` for one.
       act: `act(obs [n, ...], key) -> action [n, ...]`.
-      terminate: `terminate(obs, action, next_obs) -> bool [n]`, for example `termination(env)`;
+      terminate: `terminate(obs, action, next_obs) -> bool [n]`, for example `env.terminates`;
       None: nothing ends.
       length: steps taken, at most `horizon`; may be traced, as where rollouts grow in the course of
         training. Steps beyond it cost nothing, provided that `length` is not batched (derive it
@@ -679,90 +678,3 @@ def pack(rows: Any, valid: Array) -> tuple[Any, Array]:
 
 
 # ---- termination ---------------------------------------------------------------------------------
-
-
-def termination(env: Env) -> Callable[[Array, Array, Array], Array]:
-    """When a step of `env` terminates, told from observations: `terminate(obs, action, next_obs) ->
-    bool [...]`.
-
-    Known are the ids in `TERMINATIONS`, with any backend and options but `stack`, which changes
-    observations. Raises `Refused` for another: write the function yourself.
-    """
-    name = env.id.partition("?")[0].partition(":")[0]
-    if name not in TERMINATIONS or _stacked(env.inner):
-        raise Refused(
-            f"how {env.id!r} terminates is not known; known: {', '.join(TERMINATIONS)}. Give a function "
-            "terminate(obs, action, next_obs) -> bool of your own"
-        )
-    rule = TERMINATIONS[name]
-    return lambda obs, action, next_obs: rule(next_obs, env.params)
-
-
-def _stacked(inner: Any) -> bool:
-    return isinstance(inner, wrappers.FrameStack) or (
-        isinstance(inner, wrappers.Wrapper) and _stacked(inner.env)
-    )
-
-
-def _never(obs: Array, params: Any) -> Array:
-    return jnp.zeros(obs.shape[:-1], bool)
-
-
-def _cartpole(obs: Array, params: Any) -> Array:
-    return (jnp.abs(obs[..., 0]) > params.x_threshold) | (
-        jnp.abs(obs[..., 2]) > params.theta_threshold_radians
-    )
-
-
-def _mountain_car(obs: Array, params: Any) -> Array:
-    return (obs[..., 0] >= params.goal_position) & (obs[..., 1] >= params.goal_velocity)
-
-
-def _hopper(obs: Array, params: Any) -> Array:
-    """The bound on the state leaves out velocities beyond 100: observations have them clipped to
-    10."""
-    upright = (obs[..., 0] > 0.7) & (jnp.abs(obs[..., 1]) < 0.2)
-    return ~(upright & (jnp.abs(obs[..., 1:]) < 100).all(-1))
-
-
-def _walker2d(obs: Array, params: Any) -> Array:
-    return ~((obs[..., 0] > 0.8) & (obs[..., 0] < 2.0) & (jnp.abs(obs[..., 1]) < 1.0))
-
-
-def _ant(obs: Array, params: Any) -> Array:
-    return (obs[..., 0] < 0.2) | (obs[..., 0] > 1.0)
-
-
-def _humanoid(obs: Array, params: Any) -> Array:
-    return (obs[..., 0] < 1.0) | (obs[..., 0] > 2.0)
-
-
-def _inverted_pendulum(obs: Array, params: Any) -> Array:
-    return jnp.abs(obs[..., 1]) > 0.2
-
-
-def _inverted_double_pendulum(obs: Array, params: Any) -> Array:
-    """The height of the tip, from sines and cosines of the two joints' angles; each pole is 0.6
-    long."""
-    first, second = obs[..., 3], obs[..., 3] * obs[..., 4] - obs[..., 1] * obs[..., 2]
-    return 0.6 * (first + second) <= 1
-
-
-TERMINATIONS: dict[str, Callable[[Array, Any], Array]] = {
-    "CartPole-v1": _cartpole,
-    "MountainCar-v0": _mountain_car,
-    "MountainCarContinuous-v0": _mountain_car,
-    "Pendulum-v1": _never,
-    "brax/ant": _ant,
-    "brax/halfcheetah": _never,
-    "brax/hopper": _hopper,
-    "brax/humanoid": _humanoid,
-    "brax/humanoidstandup": _never,
-    "brax/inverted_double_pendulum": _inverted_double_pendulum,
-    "brax/inverted_pendulum": _inverted_pendulum,
-    "brax/pusher": _never,
-    "brax/reacher": _never,
-    "brax/swimmer": _never,
-    "brax/walker2d": _walker2d,
-}
-"""Environment id -> `rule(next_obs, params) -> bool`, `params` being the environment's."""

@@ -1,25 +1,16 @@
-"""Environments behind one functional, vectorised API: gymnax, brax and rlzoo's own.
+"""Environments behind one functional, vectorised API.
 
-`make(id)` returns an `Env`: many copies of one environment stepped together, with the true
+`rlzoo.make(id)` returns an `Env`: many copies of one environment stepped together, with the true
 successor observation, termination and truncation apart, and an auto-reset that draws from a pool of
 start states instead of resetting at every step. What is inside is a gymnax (>= 1.0) `Environment`.
-
-Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring`
-(backend after the colon), rlzoo's own, and with the extra of that name `navix/...`, `jumanji/...`
-and `craftax/...` (see `rlzoo/adapters.py`). Options follow a question mark, separated by `&`:
-fields of the environment's parameters (`CartPole-v1?length=0.7`), arguments of its constructor, and
-the wrappers `sticky`, `repeat`, `limit`, `clip` and `stack` (`Breakout-MinAtar?sticky=0.25`).
+See `rlzoo/suites/registry.py` for the ids.
 """
 
-import ast
 import dataclasses
 import difflib
 import functools
-import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +21,7 @@ from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 machine.start_backend()  # before gymnax, which starts jax
-from rlzoo import adapters, wrappers
+from rlzoo import wrappers
 
 POOL_ROWS = 16
 """Start states kept for each environment."""
@@ -87,6 +78,8 @@ class Env:
     """its parameters; a leaf with one more axis than the default holds a value for each
     environment"""
     param_axes: Any = None
+    termination: Callable | None = None
+    """`rule(next_obs, params) -> bool [...]`, where it is known how a step terminates"""
 
     # ---- facts --------------------------------------------------------------------------------------------
 
@@ -99,7 +92,7 @@ class Env:
     @property
     def action_space(self) -> Any:
         """Not cached: made inside a trace, its bounds may be tracers."""
-        return self.inner.action_space(self._one_params())
+        return self.inner.action_space(self.one_params())
 
     @property
     def discrete(self) -> bool:
@@ -143,6 +136,17 @@ class Env:
         )
         reward, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
         return Transition(obs, action, reward, flag, flag, obs)
+
+    def terminates(self, obs: Any, action: Any, next_obs: Any) -> jax.Array:
+        """Whether steps terminate, told from observations alone: bool [...]. For rollouts in a
+        learnt model. Raises `Refused` where no such rule is known."""
+        if self.termination is None:
+            raise Refused(
+                f"how {self.id!r} terminates is not known from observations (rules are in "
+                "rlzoo/suites/termination.py; frames must not be stacked); give a function "
+                "terminate(obs, action, next_obs) -> bool of your own"
+            )
+        return self.termination(next_obs, self.params)
 
     def replace(self, **fields: Any) -> "Env":
         """A copy with other parameters. A value with one more axis than the default varies over
@@ -273,7 +277,7 @@ class Env:
             *args, self.params
         )
 
-    def _one_params(self) -> Any:
+    def one_params(self) -> Any:
         """The parameters of one environment (the first, where they vary)."""
         if self.param_axes is None:
             return self.params
@@ -296,7 +300,7 @@ class Env:
         """(obs, inner) of one environment after a step, as shapes and dtypes."""
 
         def one(key: jax.Array) -> tuple:
-            params = self._one_params()
+            params = self.one_params()
             _, inner = self.inner.reset_env(key, params)
             return self.inner.step_env(key, inner, self.action_space.sample(key), params)[:2]
 
@@ -366,147 +370,6 @@ def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax
 
 
 # ---- making --------------------------------------------------------------------------------------
-
-
-def make(id: str, **options: Any) -> Env:
-    """Make the environment named `id` (see the module's docstring for ids and their options).
-
-    Options are given after a `?` in the id or as keyword arguments. Raises `Refused` for an unknown
-    id, backend or option, naming the nearest ones.
-    """
-    import gymnax
-
-    import rlzoo.envs  # noqa: F401  (registers rlzoo's own environments with gymnax)
-
-    name, _, query = id.partition("?")
-    options = _parse(id, query) | options
-    prefix = name.partition("/")[0]
-    if name.startswith("brax/"):
-        inner = _make_brax(name, options)
-    elif prefix in adapters.BY_PREFIX:
-        try:
-            inner = _construct(id, adapters.factory(name), options)
-        except ModuleNotFoundError as error:
-            raise Refused(
-                f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'"
-            ) from error
-    elif name in gymnax.registered_envs:
-        inner = _construct(id, gymnax.registration._registry[name], options)
-    else:
-        nearest = difflib.get_close_matches(name, ids(), 3, 0.4)
-        raise Refused(
-            f"unknown environment {name!r}; nearest: {', '.join(nearest) or 'none'} "
-            "(`rlzoo list --envs` prints all)"
-        )
-    wrapping = {key: options.pop(key) for key in wrappers.BY_OPTION if key in options}
-    if not hasattr(inner.action_space(inner.default_params), "n"):
-        space = inner.action_space(inner.default_params)
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise Refused(
-                f"{id}: actions have no finite bounds, so they cannot be mapped from [-1, 1]"
-            )
-    if hasattr(inner.observation_space(inner.default_params), "n"):
-        inner = wrappers.OneHot(inner)
-    for key, value in wrapping.items():
-        inner = wrappers.BY_OPTION[key](inner, value)
-    env = Env(id, inner, inner.default_params)
-    return env.replace(**options) if options else env
-
-
-def ids() -> list[str]:
-    """Every environment id: gymnax's, rlzoo's own, brax's."""
-    import gymnax
-
-    import rlzoo.envs  # noqa: F401
-
-    return [*gymnax.registered_envs, *(f"brax/{name}" for name in BRAX)]
-
-
-BRAX = (
-    "ant",
-    "halfcheetah",
-    "hopper",
-    "humanoid",
-    "humanoidstandup",
-    "inverted_double_pendulum",
-    "inverted_pendulum",
-    "pusher",
-    "reacher",
-    "swimmer",
-    "walker2d",
-)
-BACKENDS = ("generalized", "positional", "spring", "mjx")
-
-
-class _Clip:
-    """jax.numpy, whose clip once called its bounds a_min and a_max."""
-
-    clip = staticmethod(lambda x, a_min=None, a_max=None: jnp.clip(x, a_min, a_max))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jnp, name)
-
-
-def _make_brax(name: str, options: dict) -> Any:
-    name, _, backend = name.removeprefix("brax/").partition(":")
-    if name not in BRAX:
-        nearest = difflib.get_close_matches(name, BRAX, 3, 0.4) or BRAX
-        raise Refused(f"unknown brax environment {name!r}; nearest: {', '.join(nearest)}")
-    if backend and backend not in BACKENDS:
-        raise Refused(
-            f"unknown brax backend {backend!r} in 'brax/{name}:{backend}'; it has "
-            f"{', '.join(BACKENDS)}"
-        )
-    if name == "swimmer":
-        if backend not in ("", "generalized"):
-            raise Refused(f"brax/swimmer has the backend generalized alone, not {backend}")
-        from brax import fluid
-
-        fluid.jp = _Clip()  # brax 0.14.2 gives clip an argument that jax 0.10 took away
-    # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the
-    # first
-    with warnings.catch_warnings(), mock.patch.object(jax, "devices", jax.local_devices):
-        warnings.simplefilter(
-            "ignore"
-        )  # brax says at every construction that its environments are frozen
-        from brax.envs import get_environment
-
-        env = get_environment(name, **({"backend": backend} if backend else {}))
-    return wrappers.Brax(env, f"brax/{name}")
-
-
-def _construct(id: str, factory: Callable, options: dict) -> Any:
-    """Call the factory with those options that are its arguments, and take them out of
-    `options`."""
-    known = [
-        p.name
-        for p in inspect.signature(factory).parameters.values()
-        if p.kind is not p.VAR_KEYWORD
-    ]
-    kwargs = {key: options.pop(key) for key in list(options) if key in known}
-    try:
-        return factory(**kwargs)
-    except OSError as error:
-        raise Refused(
-            f"{id} could not fetch the data it needs from the network: {error}"
-        ) from error
-    except Refused:
-        raise
-    except ValueError as error:
-        raise Refused(f"{id}: {error}") from error
-
-
-def _parse(id: str, query: str) -> dict:
-    options = {}
-    for part in filter(None, query.split("&")):
-        key, equals, text = part.partition("=")
-        if not equals:
-            raise Refused(f"{id!r}: {part!r} should read option=value")
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
-    return options
 
 
 def _check_names(id: str, given: dict, known: list[str]) -> None:

@@ -51,6 +51,15 @@ def start_backend() -> None:
     os.environ.setdefault("PJRT_NPROC", "1")
 
 
+def keep_compiled() -> None:
+    """Keep compiled programs on disk: the next run with the same shapes starts at once."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def wait_for_others(what: str) -> None:
     """Returns when every process of this run has called it with the same `what`; at once where
     there is only one.

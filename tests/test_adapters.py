@@ -13,8 +13,8 @@ import pytest
 from together import quick_jit
 
 import rlzoo
-from rlzoo import adapters
 from rlzoo.algorithm import Refused
+from rlzoo.suites import adapters
 
 KEY = jax.random.key(0)
 

@@ -13,8 +13,9 @@ import pytest
 from together import quick_jit
 
 import rlzoo
-from rlzoo import cli, collect
-from rlzoo.record import load_module
+from rlzoo.cli import flags
+from rlzoo.run.record import load_module
+from rlzoo.tools import collect
 
 # Sizes that make a file's program tiny; a file that is not named here runs on its defaults.
 TINY = {
@@ -113,9 +114,9 @@ SEARCH = ("qstar", "astar")  # these take a puzzle, and search
 # ---- the file, read ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_file(name):
-    path = cli.find(name)
+    path = flags.find(name)
     text, tree = path.read_text(), ast.parse(path.read_text())
     assert len(text.splitlines()) <= 400
     doc = ast.get_docstring(tree)
@@ -124,7 +125,7 @@ def test_file(name):
     )
     assert f"python algorithms/{name}.py" in doc and "Metrics:" in doc
 
-    source = cli.read(path)
+    source = flags.read(path)
     assert all(field.doc for field in source.fields), "every field has a docstring"
 
     dividers = re.findall(r"^# -{2,} (.+?) -+$", text, re.M)
@@ -155,7 +156,7 @@ def test_file(name):
         if isinstance(node, ast.Import)
         for alias in node.names
     ]
-    others = set(cli.names()) - {name}
+    others = set(flags.names()) - {name}
     for module in modules:
         assert not module.startswith(("rlzoo.algorithms", "algorithms")) and module not in others, (
             module
@@ -173,7 +174,7 @@ def seen():
 
 
 def tiny(name):
-    module = load_module(cli.find(name))
+    module = load_module(flags.find(name))
     config = dataclasses.replace(module.Config(), **TINY.get(name, {}))
     return (
         module,
@@ -236,7 +237,7 @@ def differ(tree, i, j):
     )
 
 
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_make_is_cheap_and_pure(name):
     module, config, env, data = tiny(name)
     jaxprs = []
@@ -262,7 +263,7 @@ def test_make_is_cheap_and_pure(name):
     assert alg.steps_per_call in rollout or not rollout
 
 
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_steps_of_members(name, seen):
     (once, again), (_, _, env, data) = two_members(name, seen)
     _, policy, last, metrics, actions = once
@@ -288,7 +289,7 @@ def test_steps_of_members(name, seen):
         )
 
 
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_act_takes_one_observation_and_is_the_same_for_many(name, seen):
     (once, _), (module, config, env, data) = two_members(name, seen)
     alg = module.make(config, env, data)
@@ -314,7 +315,7 @@ def test_act_takes_one_observation_and_is_the_same_for_many(name, seen):
     )
 
 
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_every_float_of_config_may_be_traced(name):
     module, config, env, data = tiny(name)
     init = lambda config, key: module.make(config, env, data).init(key)
@@ -330,12 +331,12 @@ def test_every_float_of_config_may_be_traced(name):
     read = {path[1:] for path, var in zip(paths, jaxpr.invars, strict=False) if id(var) in used}
     always = {"learning_rate", "loss_threshold" if name in SEARCH else "discount"}
     assert always <= read  # others may belong to an option that is off
-    source = cli.find(name).read_text()
+    source = flags.find(name).read_text()
     assert all(f"config.{path[1:]}" in source for path in paths), "a field that nothing reads"
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", cli.names())
+@pytest.mark.parametrize("name", flags.names())
 def test_train(name, tmp_path):
     module, config, _, data = tiny(name)
     run = rlzoo.train(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import toy
 
-from rlzoo import cli, report
+from rlzoo import report
+from rlzoo.cli import commands, flags
 
 TOY = str(toy.__file__)
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def rlzoo(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["rlzoo", *map(str, argv)])
         code = 0
         try:
-            cli.main()
+            commands.main()
         except SystemExit as stop:
             code = stop.code or 0
         out, err = capsys.readouterr()
@@ -43,7 +44,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["toy.py"])
-        cli.script(
+        commands.script(
             toy.make,
             toy.Config,
             argv=[
@@ -92,7 +93,7 @@ def refused(answer, *parts):
 def test_answers_without_jax(argv, expected):
     code = (
         "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo import cli\n"
-        "try: cli.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
+        "try: commands.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
     )
     spent = lambda: sum(
         resource.getrusage(resource.RUSAGE_CHILDREN)[:2]
@@ -131,7 +132,7 @@ def test_help_describes_every_flag(rlzoo):
 
 
 def test_read_sees_what_the_class_says():
-    found = {field.name: field for field in cli.read(Path(TOY)).fields}
+    found = {field.name: field for field in flags.read(Path(TOY)).fields}
     assert found["hidden"].default == (3, 2) and found["hidden"].static
     assert not found["learning_rate"].static and "nan" in found["learning_rate"].doc
 
@@ -281,7 +282,7 @@ def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
     monkeypatch.chdir(tmp_path)
     code, out, _ = rlzoo("copy", "dqn", "my_dqn.py")
     assert code == 0 and "wrote my_dqn.py" in out
-    assert Path("my_dqn.py").read_text() == cli.find("dqn").read_text()
+    assert Path("my_dqn.py").read_text() == flags.find("dqn").read_text()
     refused(rlzoo("copy", "dqn", "my_dqn.py"), "exists already")
     refused(rlzoo("copy", "dqn", "my_dqn.txt"), "ends in .py")
     small = [
@@ -302,7 +303,7 @@ def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
 
 
 def test_export(rlzoo, tmp_path, finished):
-    from rlzoo.train import load
+    from rlzoo.run.loading import load
 
     assert rlzoo("copy", "--params", finished, tmp_path / "out.npz", "--member", "3")[0] == 0
     policy = load(finished, member=3).policy

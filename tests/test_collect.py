@@ -12,10 +12,11 @@ import toy
 from rlzoo.algorithms import dqn
 
 import rlzoo
-from rlzoo import cli, collect, dataset, machine
+from rlzoo import cli, dataset, machine
 from rlzoo.algorithm import Refused
 from rlzoo.env import EnvState, done, episodes
 from rlzoo.replay import Uniform
+from rlzoo.tools import collect
 
 LIMIT = 30
 CART = f"CartPole-v1?max_steps_in_episode={LIMIT}"

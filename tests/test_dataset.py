@@ -17,8 +17,9 @@ import rlzoo
 from rlzoo import cli, dataset, formats, replay
 from rlzoo.algorithm import Refused
 from rlzoo.dataset import Dataset, from_arrays
-from rlzoo.env import Transition, make
+from rlzoo.env import Transition
 from rlzoo.formats import FLAGS
+from rlzoo.suites.registry import make
 
 LENGTHS, ENDS = (3, 1, 4, 2, 5), "etete"  # e: terminated, t: truncated
 N = sum(LENGTHS)

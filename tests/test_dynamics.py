@@ -14,8 +14,9 @@ from together import quick_jit
 
 import rlzoo
 from rlzoo import dynamics
-from rlzoo.dynamics import Batch, Ensemble, Inputs, Prediction, rollout, termination
+from rlzoo.dynamics import Batch, Ensemble, Inputs, Prediction, rollout
 from rlzoo.env import Env, Transition
+from rlzoo.suites import termination
 
 OBS, ACTION, CAPACITY = 3, 1, 1000
 MODEL = Ensemble(
@@ -638,7 +639,7 @@ def test_a_rollout_in_the_learnt_model(fitted, pendulum):
     act = lambda obs, key: jax.random.uniform(key, (len(obs), ACTION), minval=-1, maxval=1)
     start = jnp.asarray(pendulum[1].obs[:50])
     roll = lambda state: rollout(
-        functools.partial(MODEL.step, state), act, start, KEY, 5, termination(env)
+        functools.partial(MODEL.step, state), act, start, KEY, 5, env.terminates
     )
     found, valid = quick_jit(roll)(state)
     assert (
@@ -685,7 +686,7 @@ def test_termination_is_gymnaxs_own(id, low, high):
     obs, terminated = quick_jit(jax.vmap(lambda moving: judge(**moving)))(
         {n: getattr(states, n) for n in names}
     )
-    np.testing.assert_array_equal(termination(env)(None, None, obs), terminated)
+    np.testing.assert_array_equal(env.terminates(None, None, obs), terminated)
     assert 0.1 < terminated.mean() < 0.9 or (id == "Pendulum-v1" and not terminated.any())
 
 
@@ -721,8 +722,8 @@ def test_termination_is_braxs_own(name):
         return state.obs[:17], state.done > 0  # the rest of humanoid's 244 takes seconds to compile
 
     obs, done = quick_jit(jax.vmap(judge))(q, qd)
-    terminate = termination(Env(f"brax/{name}:generalized", inner, None))
-    np.testing.assert_array_equal(terminate(None, None, obs), done)
+    env = Env(name, inner, None, termination=termination.rule(f"brax/{name}:generalized", inner))
+    np.testing.assert_array_equal(env.terminates(None, None, obs), done)
     assert 0.1 < done.mean() < 0.9 or (name in ("halfcheetah", "swimmer") and not done.any())
 
 
@@ -777,9 +778,7 @@ def test_other_bad_input_is_refused():
         MODEL.fit(START, KEY, SimpleNamespace(obs=jnp.zeros((9, 3)), action=jnp.zeros((9, 1))))
     with pytest.raises(rlzoo.Refused, match=r"obs is float32\[3\]"):
         MODEL.step(START, KEY, jnp.zeros(3), jnp.zeros(1))
-    with pytest.raises(
-        rlzoo.Refused, match="how 'Acrobot-v1' terminates is not known; known: CartPole-v1"
-    ):
-        termination(rlzoo.make("Acrobot-v1"))
+    with pytest.raises(rlzoo.Refused, match="how 'Acrobot-v1' terminates is not known"):
+        rlzoo.make("Acrobot-v1").terminates(None, None, jnp.zeros(6))
     with pytest.raises(rlzoo.Refused, match="stack"):
-        termination(rlzoo.make("CartPole-v1?stack=2"))
+        rlzoo.make("CartPole-v1?stack=2").terminates(None, None, jnp.zeros(8))

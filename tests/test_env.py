@@ -16,7 +16,9 @@ from gymnax.utils import load_mnist
 import rlzoo
 from rlzoo import wrappers
 from rlzoo.algorithm import Refused
-from rlzoo.env import BRAX, POOL_ROWS, POOL_STEPS, Env, done, episodes, ids
+from rlzoo.env import POOL_ROWS, POOL_STEPS, Env, done, episodes
+from rlzoo.suites.brax import NAMES as BRAX
+from rlzoo.suites.registry import ids
 
 KEY = jax.random.key(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

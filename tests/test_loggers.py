@@ -17,9 +17,11 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import rlzoo
-from rlzoo import loggers, report
+from rlzoo import report
 from rlzoo.algorithm import Refused
-from rlzoo.record import Options, Record
+from rlzoo.run import loggers
+from rlzoo.run.options import Options
+from rlzoo.run.record import Record
 
 SWEEP = {"learning_rate": [0.1, math.nan], "width": [4, 5]}  # two settings in each of two programs
 TEXT = ("member", "seed", "step", *SWEEP)

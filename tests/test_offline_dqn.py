@@ -18,8 +18,9 @@ from test_hl_gauss import scattered, support, target_of
 from together import quick_jit
 
 import rlzoo
-from rlzoo import collect, dataset
+from rlzoo import dataset
 from rlzoo.env import Transition
+from rlzoo.tools import collect
 
 GAMMA = 0.9
 

@@ -24,10 +24,12 @@ from probes import Probe
 from together import quick_jit
 
 import rlzoo
-from rlzoo import cli, offscreen, play, report
+from rlzoo import cli, report, wrappers
 from rlzoo.algorithm import Refused
 from rlzoo.env import Env, episodes
-from rlzoo.train import EVALUATION, Trained
+from rlzoo.run.loading import Trained
+from rlzoo.run.program import EVALUATION
+from rlzoo.tools import drawings, offscreen, play
 
 KEYS = jax.random.split(jax.random.key(3), 3)
 INK, RED, ORANGE, BLUE, GREEN = ("#333333", "#D55E00", "#E69F00", "#0072B2", "#009E73")
@@ -38,7 +40,7 @@ def start(id):
     """An environment, and the frame that an episode starts with."""
     env = rlzoo.make(id)
     obs, state = quick_jit(env.inner.reset_env)(KEYS[0], env.params)
-    return env, play.Frame(np.asarray(obs), play.inner_state(env.inner, state), 0, 0.0)
+    return env, drawings.Frame(np.asarray(obs), wrappers.inner_state(env.inner, state), 0, 0.0)
 
 
 def frames(id, *changes):
@@ -57,12 +59,12 @@ def shots(id, *changes):
 def pixels(picture, colour):
     """(x, y) of the pixels of a colour, y upwards, from the lower left corner."""
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    y, x = np.nonzero((picture[play.TITLE :] == rgb).all(-1))
-    return x, len(picture) - play.TITLE - 1 - y
+    y, x = np.nonzero((picture[drawings.TITLE :] == rgb).all(-1))
+    return x, len(picture) - drawings.TITLE - 1 - y
 
 
 def shows(env, frames):
-    canvas = play.Canvas(env, frames)
+    canvas = drawings.Canvas(env, frames)
     return [canvas(frame) for frame in frames]
 
 
@@ -252,25 +254,25 @@ def test_every_environment_of_gymnax_has_a_picture(id):
     height, width, _ = picture.shape
     assert (
         picture.dtype == np.uint8
-        and 240 <= width <= play.WIDTH
-        and 100 <= height <= play.HEIGHT + play.TITLE
+        and 240 <= width <= drawings.WIDTH
+        and 100 <= height <= drawings.HEIGHT + drawings.TITLE
     )
-    assert len(np.unique(picture[play.TITLE :].reshape(-1, 3), axis=0)) > (
+    assert len(np.unique(picture[drawings.TITLE :].reshape(-1, 3), axis=0)) > (
         id != "SimpleBandit-bsuite"
     )
 
 
 def test_cart_pole():
     cases = (-1.0, -0.2), (1.5, 0.2)
-    scale = play.WIDTH / 5.8  # pixels for a unit of length
+    scale = drawings.WIDTH / 5.8  # pixels for a unit of length
     for picture, (x, theta) in zip(
         shots("CartPole-v1", *({"x": x, "theta": t} for x, t in cases)), cases, strict=True
     ):
         cart, pole = pixels(picture, INK), pixels(picture, ORANGE)
         above = cart[1] > np.median(cart[1])  # without the track
-        assert cart[0][above].mean() == pytest.approx(play.WIDTH / 2 + scale * x, abs=2)
+        assert cart[0][above].mean() == pytest.approx(drawings.WIDTH / 2 + scale * x, abs=2)
         tip = pole[0][pole[1] > pole[1].max() - 5].mean()
-        assert tip == pytest.approx(play.WIDTH / 2 + scale * (x + np.sin(theta)), abs=4)
+        assert tip == pytest.approx(drawings.WIDTH / 2 + scale * (x + np.sin(theta)), abs=4)
 
 
 def test_pendulum():
@@ -304,7 +306,7 @@ def test_acrobot():
 
 @pytest.mark.parametrize("id", ["MountainCar-v0", "MountainCarContinuous-v0"])
 def test_mountain_car(id):
-    places, scale = (-1.0, -0.5, 0.3), play.WIDTH / 1.9
+    places, scale = (-1.0, -0.5, 0.3), drawings.WIDTH / 1.9
     for picture, x in zip(shots(id, *({"position": x} for x in places)), places, strict=True):
         right, up = pixels(picture, RED)
         slope, lift = np.arctan(1.35 * np.cos(3 * x)), 0.045  # the car stands on the hill
@@ -321,7 +323,7 @@ def test_minatar_by_channel_and_through_wrappers(options):
         12 if options else 4
     )  # what the policy sees is not what is drawn
     (picture,) = shots("Breakout-MinAtar" + options, {"pos": 7, "ball_x": 2, "ball_y": 5})
-    cells = picture[play.TITLE :][20::40, 20::40]
+    cells = picture[drawings.TITLE :][20::40, 20::40]
     expected = np.zeros((10, 10), int)
     expected[9, 7], expected[5, 2], expected[3, int(frame.state.last_x)], expected[1:4] = 1, 2, 3, 4
     colours = [{tuple(cell) for cell in cells[expected == kind]} for kind in np.unique(expected)]
@@ -331,7 +333,7 @@ def test_minatar_by_channel_and_through_wrappers(options):
 
 def test_maze_and_plane():
     (picture,) = shots("FourRooms-misc", {"pos": np.array([3, 10]), "goal": np.array([8, 1])})
-    cell = (picture.shape[0] - play.TITLE) / 13
+    cell = (picture.shape[0] - drawings.TITLE) / 13
     agent, goal = pixels(picture, BLUE), pixels(picture, GREEN)
     assert agent[0].mean() == pytest.approx(10.5 * cell, abs=1) and agent[
         1
@@ -366,14 +368,15 @@ def plain(kind=Plain, **fields):
 
 def seen(*observations):
     return [
-        play.Frame(np.asarray(obs, np.float32), None, i, 0.0) for i, obs in enumerate(observations)
+        drawings.Frame(np.asarray(obs, np.float32), None, i, 0.0)
+        for i, obs in enumerate(observations)
     ]
 
 
 def test_observations_as_bars_and_images():
     one, two = shows(plain(), seen([0, 1, 0.5, 0], [-1, 0, 0, 0]))
-    (right, up), step = pixels(one, BLUE), 0.88 * play.WIDTH / 4.2  # the axis is 4.2 bars wide
-    heights = [len(up[abs(right - 0.1 * play.WIDTH - step * (i + 0.6)) < 1]) for i in range(4)]
+    (right, up), step = pixels(one, BLUE), 0.88 * drawings.WIDTH / 4.2  # the axis is 4.2 bars wide
+    heights = [len(up[abs(right - 0.1 * drawings.WIDTH - step * (i + 0.6)) < 1]) for i in range(4)]
     assert (
         heights[1] == pytest.approx(2 * heights[2], abs=4)
         and heights[2] > 100
@@ -381,10 +384,10 @@ def test_observations_as_bars_and_images():
     )
     assert pixels(two, BLUE)[1].max() <= up.min() + 1  # one scale for all frames: below zero here
     dark, light = shows(plain(shape=(2, 4)), seen(np.zeros((2, 4)), np.eye(2, 4)))
-    assert not dark[play.TITLE :].any() and dark.shape[:2] == (240 + play.TITLE, 480)
-    assert (light[play.TITLE :][60::120, 60::120, 0] == 255 * np.eye(2, 4)).all()
+    assert not dark[drawings.TITLE :].any() and dark.shape[:2] == (240 + drawings.TITLE, 480)
+    assert (light[drawings.TITLE :][60::120, 60::120, 0] == 255 * np.eye(2, 4)).all()
     (channels,) = shows(plain(shape=(2, 2, 2)), seen([[[1, 0], [0, 1]], [[0, 0], [1, 1]]]))
-    cells = channels[play.TITLE :][100::200, 100::200].reshape(4, 3).tolist()
+    cells = channels[drawings.TITLE :][100::200, 100::200].reshape(4, 3).tolist()
     assert cells[1] == cells[3] and len({tuple(cell) for cell in cells}) == 3
 
 
@@ -392,8 +395,8 @@ def test_an_environment_says_how_it_looks():
     three = [frame._replace(state=i) for i, frame in enumerate(seen(0, 0, 0))]
     picture = lambda self, state, params: np.full((30, 60, 3), 100 * state, np.uint8)
     shown = shows(plain(render=picture), three)
-    assert [shot[play.TITLE :].max() for shot in shown] == [0, 100, 200]
-    assert shown[0].shape == (240 + play.TITLE, 480, 3)
+    assert [shot[drawings.TITLE :].max() for shot in shown] == [0, 100, 200]
+    assert shown[0].shape == (240 + drawings.TITLE, 480, 3)
     line = lambda self, state, params: lambda ax: ax.plot([0, 1 + state], [0, 1], color=RED, lw=5)
     shown = shows(plain(render=line), three)
     assert all(
@@ -407,9 +410,9 @@ def test_an_environment_says_how_it_looks():
 def test_the_nearest_class_draws():
     """A subclass of gymnax's CartPole looks like CartPole, unless it says otherwise."""
     kind = type(start("CartPole-v1")[0].inner)
-    assert play._drawing(type("Mine", (kind,), {})()) is play._cart_pole
-    assert play._drawing(type("Mine", (kind,), {"render": None})()) is play._own
-    assert play._drawing(plain().inner) is play._observation
+    assert drawings._drawing(type("Mine", (kind,), {})()) is drawings._cart_pole
+    assert drawings._drawing(type("Mine", (kind,), {"render": None})()) is drawings._own
+    assert drawings._drawing(plain().inner) is drawings._observation
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -488,9 +491,11 @@ def test_mujoco_without_opengl(backend, why, monkeypatch):
 def test_brax_without_opengl_becomes_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MUJOCO_GL", "off")
     env = rlzoo.make("brax/inverted_pendulum:spring?sticky=0.1")
-    assert play._drawing(play.innermost(env.inner)) is play._MuJoCo
+    assert drawings._drawing(wrappers.innermost(env.inner)) is drawings._MuJoCo
     starts = [env.inner.reset_env(key, env.params) for key in KEYS]
-    shown = [play.Frame(obs, play.inner_state(env.inner, state), 0, 0.0) for obs, state in starts]
+    shown = [
+        drawings.Frame(obs, wrappers.inner_state(env.inner, state), 0, 0.0) for obs, state in starts
+    ]
     capsys.readouterr()  # what brax says when it is first imported
     assert play.write(env, [shown], tmp_path / "a.gif", fps=10) == tmp_path / "a.html"
     out = capsys.readouterr().out

@@ -13,7 +13,7 @@ from together import learn, quick_jit
 
 import rlzoo
 from rlzoo.env import Transition, done
-from rlzoo.wrappers import RunningStats
+from rlzoo.normalize import RunningStats
 
 GAMMA = 0.9
 

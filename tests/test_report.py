@@ -187,7 +187,7 @@ def test_summarise_counts_the_diverged_and_is_plain_json():
     ]
     members[5] |= {"diverged": True}
     members[6] |= {"eval/return": None}
-    first, second = report.summarise(members)
+    first, second = report.summarize(members)
     assert (
         first["lr"] == 0.1
         and first["iqm"] == 1.5
@@ -200,9 +200,9 @@ def test_summarise_counts_the_diverged_and_is_plain_json():
     assert (
         second["mean"] == 5.5 and second["seeds"] == 4 and second["diverged"] == 1
     )  # the other was not evaluated
-    (lone,) = report.summarise([{"member": 0, "seed": 0, "eval/return": 3.0, "diverged": False}])
+    (lone,) = report.summarize([{"member": 0, "seed": 0, "eval/return": 3.0, "diverged": False}])
     assert lone["iqm"] == 3 and lone["low"] is None and lone["std"] is None
-    (none,) = report.summarise([{"member": 0, "seed": 0, "eval/return": None, "diverged": True}])
+    (none,) = report.summarize([{"member": 0, "seed": 0, "eval/return": None, "diverged": True}])
     assert none["iqm"] is None and none["diverged"] == 1
     json.dumps([first, second, lone, none], allow_nan=False)
 

@@ -10,7 +10,8 @@ from PIL import Image
 from rlzoo.algorithms import qstar
 
 import rlzoo
-from rlzoo import cli, machine, search, solve
+from rlzoo import cli, machine, search
+from rlzoo.tools import solve
 
 HEAD = ["index", "status", "cost", "lower_bound", "generated", "network_calls", "seconds", "moves"]
 SMALL = ["--env", "tile8", "--batch", "8", "--node-limit", "20_000"]

@@ -1,23 +1,15 @@
-"""Watching a policy: rolls episodes as evaluation does, and draws them into a GIF, an MP4 or a
-page.
+"""How environments look.
 
-An environment says itself how it looks by `render(state, params)`, which gives a picture, uint8 [H,
-W, 3], or a function that draws on the matplotlib axis it is handed. gymnax's are drawn here, brax's
-by MuJoCo (where there is no OpenGL: by brax's player, a page), all others by their observation.
-Wrappers are looked through.
+An environment says itself how it looks by `render(state, params)`, which gives a picture, uint8
+[H, W, 3], or a function that draws on the matplotlib axis it is handed. gymnax's are drawn here,
+brax's by MuJoCo (where there is no OpenGL: by brax's player, a page), all others by their
+observation. Wrappers are looked through.
 """
 
-import contextlib
-import itertools
-import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,14 +19,18 @@ from matplotlib.patches import Circle, Patch, Polygon, Rectangle, Wedge
 from PIL import Image, ImageDraw, ImageFont
 
 from rlzoo import env as environments
-from rlzoo import offscreen, wrappers
 from rlzoo.algorithm import Refused
-from rlzoo.report import COLOURS
-from rlzoo.train import trained
+from rlzoo.report.curves import COLORS
+from rlzoo.suites.brax import Brax
+from rlzoo.tools import offscreen
+from rlzoo.wrappers import innermost
 
 WIDTH, HEIGHT, TITLE = 480, 400, 24  # the most that a picture has, in pixels, and the line above it
-PALETTE_FRAMES = 16
-BLUE, RED, GREEN, _, ORANGE, _, INK = COLOURS
+
+
+BLUE, RED, GREEN, _, ORANGE, _, INK = COLORS
+
+
 P = TypeVar("P", bound=Patch)
 
 
@@ -46,128 +42,6 @@ class Frame(NamedTuple):
     step: int
     episode_return: float
 
-
-# ---- playing -------------------------------------------------------------------------------------
-
-
-def play(
-    run: str | Path | None = None,
-    *,
-    random: str | None = None,
-    out: str | Path | None = None,
-    member: int = 0,
-    episodes: int = 1,
-    seed: int = 0,
-    fps: float = 30.0,
-    steps: int | None = None,
-) -> Path:
-    """Roll episodes of a trained policy, say how they went, and draw them.
-
-    Args:
-      run: a run directory.
-      random: in place of a run, an environment's id: actions are drawn at random.
-      out: .gif, .mp4 (needs ffmpeg) or, for brax, .html; by default play.gif in the run directory.
-      member: whose policy, as numbered in metrics.csv.
-      seed: of the episodes.
-      fps: pictures, that is steps, a second.
-      steps: cut episodes after so many steps.
-
-    Returns the file written. Raises `Refused` where an argument makes no sense, or the file cannot
-    be written.
-    """
-    if (run is None) == (random is None):
-        raise Refused("say what to play: a run directory, or --random and an environment's id")
-    for name, value, low in (("episodes", episodes, 1), ("seed", seed, 0), ("steps", steps, 1)):
-        if value is not None and value < low:
-            raise Refused(f"--{name} is {value}; it must be at least {low}")
-    default = (
-        Path(run) / "play.gif"
-        if run is not None
-        else Path(re.sub("[^A-Za-z0-9_.-]", "-", f"{random}.gif"))
-    )
-    out = Path(out or default)
-    env, act, memory = _trained(run, member) if run is not None else _random(str(random))
-    _check_file(out, fps, env)
-    rolled = []
-    for frames in roll(env, act, memory, jax.random.split(jax.random.key(seed), episodes), steps):
-        rolled.append(frames)
-        print(
-            f"episode {len(rolled)}: return {frames[-1].episode_return:.2f}, length {frames[-1].step}"
-        )
-    out = write(env, rolled, out, fps)
-    print(f"wrote {out}")
-    return out
-
-
-def _trained(run: str | Path, member: int) -> tuple:
-    """Environment, `act` as of `rlzoo.env.advance`, and memory of a member's policy."""
-    found = trained(run, member)
-    algorithm, policy = found.algorithm, found.policy
-    if algorithm.memory is None:
-        act = jax.vmap(algorithm.act, (None, 0, 0))
-        return found.env, lambda memory, obs, reward, keys: (act(policy, obs, keys), memory), None
-    act = jax.vmap(algorithm.act, (None, 0, 0, 0, 0))
-    memory = jax.tree.map(lambda x: jnp.asarray(x)[None], algorithm.memory(policy))
-    return (
-        found.env,
-        lambda memory, obs, reward, keys: act(policy, memory, obs, reward, keys),
-        memory,
-    )
-
-
-def _random(id: str) -> tuple:
-    env = environments.make(id)
-
-    def act(memory: Any, obs: Any, reward: Any, keys: Any) -> tuple:
-        if env.discrete:
-            return jax.vmap(lambda key: jax.random.randint(key, (), 0, env.num_actions))(
-                keys
-            ), memory
-        shape = env.action_space.shape
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(
-            keys
-        ), memory
-
-    return env, act, None
-
-
-def roll(
-    env: environments.Env, act: Callable, memory: Any, keys: jax.Array, steps: int | None = None
-) -> Iterator[list[Frame]]:
-    """The episodes that `rlzoo.env.episodes` rolls for `keys`, one after the other, at most `steps`
-    steps of each."""
-
-    def show(now: environments.Episodes) -> tuple:
-        now = jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.result_type(x)), now
-        )  # no weak types: compiled once
-        seen = (now.obs, inner_state(env.inner, now.inner), now.episode_length, now.episode_return)
-        return now, now.over.all(), Frame(*jax.tree.map(lambda x: x[0], seen))
-
-    begin = jax.jit(lambda key: show(environments.begin(env, memory, key[None])))
-    advance = jax.jit(lambda key, now: show(environments.advance(env, act, key[None], now)))
-    for key in keys:
-        now, over, frame = begin(key)
-        frames = [jax.device_get(frame)]
-        while not over and len(frames) <= min(steps or env.max_steps, env.max_steps):
-            now, over, frame = advance(key, now)
-            frames.append(jax.device_get(frame))
-        yield frames
-
-
-def innermost(env: Any) -> Any:
-    """The environment inside all wrappers."""
-    return innermost(env.env) if isinstance(env, wrappers.Wrapper) else env
-
-
-def inner_state(env: Any, state: Any) -> Any:
-    """Its state, out of the state of `env`."""
-    if not isinstance(env, wrappers.Wrapper):
-        return state
-    return inner_state(env.env, state.inner if isinstance(env, wrappers.Remembering) else state)
-
-
-# ---- drawing -------------------------------------------------------------------------------------
 
 Paint = Callable[[Frame], Any]
 """Changes what is on the axis to show a frame."""
@@ -182,7 +56,7 @@ class Canvas:
         ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         ax.set_axis_off()
         inner = innermost(env.inner)
-        self.paint = _drawing(inner)(ax, inner, env._one_params(), frames)
+        self.paint = _drawing(inner)(ax, inner, env.one_params(), frames)
         width, height = self._fit(ax)
         figure.set_size_inches(width / 100, height / 100)
         self.font = ImageFont.load_default(13)
@@ -222,7 +96,7 @@ def _drawing(env: Any) -> Callable[..., Paint]:
             "gymnax."
         ):  # gymnax's open windows
             return _own
-    return _MuJoCo if isinstance(env, wrappers.Brax) else _observation
+    return _MuJoCo if isinstance(env, Brax) else _observation
 
 
 def _own(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
@@ -495,7 +369,7 @@ DRAWINGS: dict[str, Callable[..., Paint]] = {
 class _MuJoCo:
     """By MuJoCo. Raises `NoOpenGL` where it cannot draw."""
 
-    def __init__(self, ax: Axes, env: wrappers.Brax, params: Any, frames: list[Frame]):
+    def __init__(self, ax: Axes, env: Brax, params: Any, frames: list[Frame]):
         self.renderer = offscreen.start(env.env.sys.mj_model, WIDTH, WIDTH * 3 // 4)
         self.shown = ax.imshow(np.zeros(self.renderer.shape, np.uint8))
 
@@ -507,7 +381,7 @@ class _MuJoCo:
         self.renderer.close()
 
 
-def _player(env: wrappers.Brax, frames: Iterable[Frame]) -> str:
+def brax_player(env: Brax, frames: Iterable[Frame]) -> str:
     """brax's own player, a page that loads its viewer from the network."""
     from brax.io import html
 
@@ -515,101 +389,3 @@ def _player(env: wrappers.Brax, frames: Iterable[Frame]) -> str:
         {"opt.timestep": env.env.dt}
     )  # the player's time between states
     return html.render(system, [frame.state.physics.pipeline_state for frame in frames])
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def _check_file(out: Path, fps: float, env: environments.Env) -> None:
-    brax = isinstance(innermost(env.inner), wrappers.Brax)
-    known = (".gif", ".mp4", *([".html"] if brax else []))
-    if out.suffix not in known:
-        raise Refused(f"{out}: {env.id} is drawn into {' or '.join(known)}")
-    if out.suffix == ".mp4" and not shutil.which("ffmpeg"):
-        raise Refused(f"{out}: an .mp4 needs ffmpeg, which is not on this machine; a .gif does not")
-    if not 0 < fps <= 50:
-        raise Refused(
-            f"--fps is {fps}; it must be more than 0 and at most 50, which is what a GIF can show"
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"cannot write {out}: {error.strerror}; choose another --gif") from error
-
-
-def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: float) -> Path:
-    """Draw `episodes` into `out`, a .gif, .mp4 or .html; returns the file written: of brax a page,
-    where MuJoCo cannot draw."""
-    frames = list(itertools.chain(*episodes))
-    inner = innermost(env.inner)
-    if out.suffix != ".html":
-        try:
-            canvas = Canvas(env, frames)
-        except offscreen.NoOpenGL as error:
-            out = out.with_suffix(".html")
-            print(
-                f"MuJoCo has no OpenGL to draw with here ({error}), so this is brax's player, a page:"
-            )
-    if out.suffix == ".html":
-        out.write_text(_player(inner, frames))
-        return out
-
-    def pictures() -> Iterator[np.ndarray]:
-        for episode in episodes:
-            for frame in episode:
-                yield (picture := canvas(frame))
-            yield from [picture] * round(fps)  # a second to see how it ended
-
-    with contextlib.closing(canvas):
-        (_gif if out.suffix == ".gif" else _mp4)(canvas, frames, pictures(), out, fps)
-    return out
-
-
-def _gif(
-    canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float
-) -> None:
-    """One palette for all pictures, so that what stays the same costs nothing."""
-    some = np.linspace(0, len(frames) - 1, min(len(frames), PALETTE_FRAMES)).astype(int)
-    sample = Image.fromarray(np.concatenate([canvas(frames[i]) for i in some]))
-    palette = sample.quantize(255, Image.Quantize.FASTOCTREE)  # the 256th is for transparency
-    images = (
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pictures
-    )
-    next(images).save(
-        out, save_all=True, append_images=images, duration=round(1000 / fps), loop=0, optimize=True
-    )
-
-
-def _mp4(
-    canvas: Canvas, frames: list[Frame], pictures: Iterator[np.ndarray], out: Path, fps: float
-) -> None:
-    height, width, _ = canvas(frames[0]).shape
-    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # which yuv420p, that browsers play, needs
-    command = [
-        "ffmpeg",
-        "-y",
-        "-loglevel",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(fps),
-        "-i",
-        "-",
-        "-vf",
-        even,
-        "-pix_fmt",
-        "yuv420p",
-        str(out),
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as encoder:
-        assert encoder.stdin
-        for picture in pictures:
-            encoder.stdin.write(picture.tobytes())
-    if encoder.returncode:
-        raise Refused(f"ffmpeg could not write {out}; it says why above")

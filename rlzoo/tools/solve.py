@@ -1,37 +1,26 @@
-"""Solving given states with a trained network: what `--solve` does in the files of algorithms that
-search.
-
-    python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR      # states of a file
-    # states 20 random moves from the goal
-    python algorithms/qstar.py --env cube3 --solve scramble:20 --count 5
-
-The network comes from a run (`--run`) or from the weights that rlzoo ships in
-results/qstar/weights. Each state gives a line on the terminal and a row in DIR/solutions.csv,
-written at once; its moves are the actions' names, in order.
-"""
+"""Solving given states with a trained network, and the files in which networks are shipped."""
 
 import csv
 import dataclasses
-import inspect
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from rlzoo import env as environments
 from rlzoo import machine, search
 from rlzoo.algorithm import Refused
-from rlzoo.record import Record, run_folder
-from rlzoo.train import _keep_compiled, named, trained
+from rlzoo.run.loading import named, trained
+from rlzoo.run.record import Record
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "results" / "qstar" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent.parent / "results" / "qstar" / "weights"
+
+
 FIELDS = (
     "index",
     "status",
@@ -82,40 +71,6 @@ class Trained(NamedTuple):
     source: str
 
 
-def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> None:
-    """The command line."""
-    path = Path(inspect.getsourcefile(make) or "")
-    options, own = _parse(solver, argv, path.name)
-    if not 0 <= options.weight <= 1:
-        raise Refused(f"--weight is {options.weight}; it must be between 0 and 1")
-    for name in ("batch", "node_limit", "max_generated", "count"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise Refused(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    env = environments.make(options.env)
-    puzzle = search.puzzle_of(env)
-    states, known = _states(options, puzzle)
-    out = Path(options.out) if options.out else run_folder(path.stem, options.env)
-    if (out / "solutions.csv").exists():
-        raise Refused(f"{out} holds solutions.csv already; choose another --out")
-    _keep_compiled()
-    found = (
-        _from_run(options.run, make, Config, env)
-        if options.run
-        else _shipped(path.stem, options.env, make, Config, env)
-    )
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.policy)):
-        raise Refused(
-            f"the network of {found.source} is not finite: its training has diverged; train it again"
-        )
-    solve = build(solver, found.config, puzzle, options, own).compile(found.policy)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "solutions.csv").open("w", newline="") as file:
-            _solve_all(solve, found, puzzle, states, known, options, out, file)
-    except OSError as error:
-        raise Refused(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-
-
 def build(solver: Callable, config: Any, puzzle: Any, options: Options, own: dict) -> search.Solver:
     """The search that `options` ask for. Raises `Refused` where it does not fit into the memory
     allowed."""
@@ -137,48 +92,10 @@ def build(solver: Callable, config: Any, puzzle: Any, options: Options, own: dic
     )
 
 
-def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]:
-    """Flags of every search, and those that are this solver's own keyword arguments."""
-    from rlzoo.cli import docs
-
-    given = {name for name in inspect.signature(solver).parameters}
-    own = {
-        name: p.default
-        for name, p in inspect.signature(solver).parameters.items()
-        if p.default is not p.empty and name != "batch"
-    }
-    about = {
-        line.split(":")[0].strip(): line.split(":", 1)[1].strip()
-        for line in (solver.__doc__ or "").splitlines()
-        if line.split(":")[0].strip() in given
-    }
-    fields = [
-        (f.name, Annotated[f.type, tyro.conf.arg(help=doc)], f.default)
-        for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)
-    ]
-    fields += [
-        (name, Annotated[type(value), tyro.conf.arg(help=about.get(name, ""))], value)
-        for name, value in own.items()
-    ]
-    Args = dataclasses.make_dataclass("Args", fields)
-    chosen = dict(vars(tyro.cli(Args, args=_with_value(argv), prog=prog, description=__doc__)))
-    return Options(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Options)}), chosen
-
-
-def _with_value(argv: list[str]) -> list[str]:
-    """`--solve --help` is a question, too."""
-    place = argv.index("--solve") + 1 if "--solve" in argv else 0
-    return (
-        argv[:place] + ["?"] + argv[place:]
-        if place and argv[place : place + 1] in (["--help"], ["-h"])
-        else argv
-    )
-
-
 # ---- states --------------------------------------------------------------------------------------
 
 
-def _states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+def states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
     """The states to solve by their index, and the cost of their best solutions where the file gives
     it."""
     kind, colon, moves = options.solve.partition(":")
@@ -238,7 +155,7 @@ def weights_file(algorithm: str, env: str) -> Path:
     return WEIGHTS / f"{algorithm}-{env.replace('?', '-').replace('&', '-')}.npz"
 
 
-def _shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any) -> Trained:
+def shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any) -> Trained:
     path = weights_file(algorithm, env_id)
     if not path.is_file():
         have = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.npz"))) or "none"
@@ -249,7 +166,7 @@ def _shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any
     return load(path, make, Config, env)
 
 
-def _from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
+def from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
     record = Record.read(run)
     config, policy = record.config(Config), trained(run).policy
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
@@ -269,7 +186,7 @@ def _spec(make: Callable, config: Any, env: Any) -> Any:
 # ---- solving -------------------------------------------------------------------------------------
 
 
-def _solve_all(
+def solve_all(
     solve: search.Solver,
     found: Trained,
     puzzle: Any,

@@ -19,11 +19,12 @@ import numpy as np
 
 from rlzoo.algorithm import Refused
 from rlzoo.dataset import Dataset, concatenate, from_arrays
-from rlzoo.env import Env, EnvState, Transition, make
+from rlzoo.env import Env, EnvState, Transition
 from rlzoo.formats import NAMES, Arrays
-from rlzoo.record import Record
 from rlzoo.replay import ReplayState
-from rlzoo.train import Trained, trained
+from rlzoo.run.loading import Trained, trained
+from rlzoo.run.record import Record
+from rlzoo.suites.registry import make
 
 ENVS = 64
 """Episodes that are played at the same time."""

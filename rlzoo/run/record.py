@@ -1,5 +1,4 @@
-"""The run directory: config.json, metrics.csv, summary.json, checkpoints, and what the terminal
-shows meanwhile.
+"""The run directory: config.json, metrics.csv, summary.json, checkpoints.
 
 Everything here runs on the host between compiled chunks. In a run of several processes only process
 0 writes.
@@ -19,12 +18,16 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from rlzoo import loggers, machine
+from rlzoo import machine
 from rlzoo.algorithm import Refused
+from rlzoo.report import curves, statistics
+from rlzoo.run import checkpoints, loggers
+from rlzoo.run.display import Display
+from rlzoo.run.options import Options, run_folder
 
 THRESHOLDS = {
     "CartPole-v1": 475.0,
@@ -33,83 +36,6 @@ THRESHOLDS = {
     "MountainCarContinuous-v0": 90.0,
 }
 """Returns at which gymnasium calls a task solved: `steps_to_threshold` in summary.json."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to run, as opposed to what to learn. The same for every algorithm."""
-
-    seeds: int = 1
-    """how many seeds train together"""
-    seed: int = 0
-    """the first seed; the others follow it"""
-    out: str | None = None
-    """run directory (default runs/<algorithm>/<env>/<time>)"""
-    resume: bool = False
-    """continue the run in --out from its last checkpoint"""
-    force: bool = False
-    """with --resume: continue under another configuration or layout, and record that"""
-    dataset: str | None = None
-    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID"""
-    eval_every: int | None = None
-    """steps between evaluations (default: a twentieth of the run; 0: only at the end)"""
-    eval_episodes: int = 32
-    """episodes of each evaluation, for each member"""
-    checkpoint_every: int | None = None
-    """steps between checkpoints (default: once a minute, and at the end)"""
-    devices: int | None = None
-    """devices to spread members over (default: all)"""
-    processes: int = 1
-    """processes on this machine to spread members over; on a CPU one for each core is fastest"""
-    cache: bool = True
-    """keep compiled programs on disk, so that the next run starts at once"""
-    quiet: bool = False
-    """show nothing while training"""
-    tensorboard: bool = False
-    """write TensorBoard files too, into the run directory (extra: tensorboard)"""
-    wandb: bool = False
-    """log to Weights & Biases too (extra: wandb; WANDB_MODE=offline works)"""
-    wandb_project: str = "rlzoo"
-    """project of --wandb"""
-
-    def check(self) -> None:
-        for name, low in (
-            ("seeds", 1),
-            ("seed", 0),
-            ("eval_every", 0),
-            ("eval_episodes", 1),
-            ("checkpoint_every", 1),
-            ("devices", 1),
-            ("processes", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < low):
-                raise Refused(
-                    f"--{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {low}"
-                )
-        if self.seed + self.seeds > 2**32:
-            raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
-        if self.resume and self.out is None:
-            raise Refused("--resume needs --out: the directory of the run to continue")
-        loggers.check(self)
-
-
-def run_folder(algorithm: str, env: str) -> Path:
-    """Where a run goes that was not told where."""
-    return Path("runs", algorithm, env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))
-
-
-class Saved(NamedTuple):
-    """A checkpoint of one program."""
-
-    at: int
-    """calls of `step` made"""
-    leaves: list
-    """of the stacked state, as NumPy arrays"""
-    totals: dict
-    """(sum, count) of each metric since the last row"""
-    diverged: np.ndarray
-    clock: tuple
 
 
 class Record:
@@ -125,7 +51,7 @@ class Record:
         self._columns: list[str] = []
         self._resumed = False
 
-    # ---- opening ------------------------------------------------------------------------------------------
+    # ---- opening ---------------------------------------------------------------------------------
 
     @classmethod
     def open(
@@ -299,96 +225,25 @@ class Record:
             )
         return load_module(path)
 
-    # ---- checkpoints --------------------------------------------------------------------------------------
+    # ---- checkpoints -----------------------------------------------------------------------------
 
-    def save(self, program: Any, saved: Saved) -> None:
-        """Write a checkpoint; the newest two are kept. A write that is cut off leaves the earlier
-        ones whole."""
-        if not self.writes:
-            return
-        import orbax.checkpoint as ocp
+    def checkpoint_folder(self, program: int) -> Path:
+        """Where the checkpoints of a program are."""
+        return self.dir / "checkpoints" / str(program)
 
-        folder = (self.dir / "checkpoints" / str(program.index)).resolve()
-        meta = {
-            "at": saved.at,
-            "diverged": saved.diverged.tolist(),
-            "clock": list(saved.clock),
-            "metrics": sorted(saved.totals or {}),
-        }
-        arrays = {f"leaf{i:04d}": x for i, x in enumerate(saved.leaves)}
-        arrays |= {
-            f"total{i:04d}": np.stack(saved.totals[name]) for i, name in enumerate(meta["metrics"])
-        }
-        meta["empty"] = {
-            key: [list(x.shape), str(x.dtype)] for key, x in arrays.items() if x.size == 0
-        }
-        arrays = {
-            key: x for key, x in arrays.items() if x.size
-        }  # orbax refuses arrays without elements
-        with _checkpointer() as checkpointer:
-            checkpointer.save(
-                folder / str(saved.at),
-                force=True,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
-                ),
-            )
-        past = [path for path in self._checkpoints(program.index) if int(path.name) <= saved.at]
-        for old in {*self._checkpoints(program.index)} - {
-            *past[:2]
-        }:  # a later one could not be read
-            shutil.rmtree(old)
+    def save(self, program: Any, saved: checkpoints.Saved) -> None:
+        """Write a checkpoint."""
+        if self.writes:
+            checkpoints.save(self.checkpoint_folder(program.index), saved)
 
-    def restore(self, program: int) -> Saved | None:
+    def restore(self, program: int) -> checkpoints.Saved | None:
         """The newest checkpoint that can be read, None where there is none at all.
 
         Raises `Refused` where there are checkpoints, but none that can be read.
         """
-        import orbax.checkpoint as ocp
+        return checkpoints.restore(self.checkpoint_folder(program))
 
-        folders = self._checkpoints(program)
-        for folder in folders:
-            try:
-                with _checkpointer() as checkpointer:
-                    found = checkpointer.restore(
-                        folder.resolve(),
-                        args=ocp.args.Composite(
-                            arrays=ocp.args.PyTreeRestore(), meta=ocp.args.JsonRestore()
-                        ),
-                    )
-                meta, arrays = found.meta, {key: np.asarray(x) for key, x in found.arrays.items()}
-            except (
-                Exception
-            ) as error:  # whatever orbax meets in a damaged folder: say so, try the one before
-                print(
-                    f"note: checkpoint {folder} cannot be read ({type(error).__name__}); trying the one before it",
-                    file=sys.stderr,
-                )
-                continue
-            arrays |= {key: np.zeros(shape, kind) for key, (shape, kind) in meta["empty"].items()}
-            leaves = [arrays[key] for key in sorted(arrays) if key.startswith("leaf")]
-            totals = {
-                name: tuple(arrays[f"total{i:04d}"]) for i, name in enumerate(meta["metrics"])
-            }
-            return Saved(
-                meta["at"], leaves, totals, np.array(meta["diverged"]), tuple(meta["clock"])
-            )
-        if folders:
-            raise Refused(
-                f"none of the checkpoints in {folders[0].parent} can be read; start the run again in "
-                "another --out"
-            )
-        return None
-
-    def _checkpoints(self, program: int) -> list[Path]:
-        """Checkpoint folders of a program, newest first; half-written ones have other names."""
-        folder = self.dir / "checkpoints" / str(program)
-        found = (
-            [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-        )
-        return sorted(found, key=lambda path: -int(path.name))
-
-    # ---- rows ---------------------------------------------------------------------------------------------
+    # ---- rows ------------------------------------------------------------------------------------
 
     @property
     def _metrics(self) -> Path:
@@ -488,7 +343,7 @@ class Record:
             writer.writerows(rows)
         temporary.replace(self._metrics)
 
-    # ---- the end ------------------------------------------------------------------------------------------
+    # ---- the end ---------------------------------------------------------------------------------
 
     def progress(self, program: Any, stage: Any, at: int, clock: Any) -> None:
         if self.display:
@@ -510,16 +365,14 @@ class Record:
         for logger in self.loggers:
             logger.close(self.summary)
         if self.display and not error:
-            self.display.end(self)
+            self.display.end(self.dir, self.summary, list(self.sweep))
 
     def _made(self, program: Any) -> int:
         """Calls made by a program's newest checkpoint."""
-        folders = self._checkpoints(program.index)
+        folders = checkpoints.listed(self.checkpoint_folder(program.index))
         return int(folders[0].name) if folders else 0
 
     def _finish(self, status: str, error: Any) -> None:
-        from rlzoo import report
-
         rows, programs = self._read_rows(), self.programs
         last: dict[int, dict] = {}
         first_over: dict[int, int] = {}
@@ -575,8 +428,8 @@ class Record:
             "env": self.description["env"],
             "members": members,
             "metric": metric,
-            "eval/return": report.summarise(members),
-            metric: report.summarise(members, metric),
+            "eval/return": statistics.summarize(members),
+            metric: statistics.summarize(members, metric),
             "steps": max(int(row.get("step") or 0) for row in last.values()) if last else 0,
             "steps_per_second": sum(made.values()) / train if train else None,
             "updates_per_second": updates / train if train else None,
@@ -592,28 +445,12 @@ class Record:
         }
         self._write_json("summary.json", self.summary)
         if any(m[metric] is not None for m in members):
-            report.write_curve(self.dir)
+            curves.write_curve(self.dir)
 
     def _write_json(self, name: str, content: dict) -> None:
         temporary = self.dir / f"{name}.new"
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(self.dir / name)
-
-
-def _checkpointer() -> Any:
-    """An orbax checkpointer of this process alone: process 0 writes, each process reads for
-    itself."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-    )
-    handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-    )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _tuples(value: Any) -> Any:
@@ -630,167 +467,3 @@ def load_module(path: Path) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-# ---- the terminal --------------------------------------------------------------------------------
-
-
-class Display:
-    """A live line on a terminal, plain lines elsewhere."""
-
-    PLAIN_SECONDS = 10.0
-
-    def __init__(self, algorithm: str, env: str, programs: list, quiet: bool):
-        from rich.console import Console
-
-        self.title, self.programs, self.quiet = f"{algorithm} {env}", programs, quiet
-        width = None if sys.stdout.isatty() else 160  # rich would fold tables at 80 columns
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=width)
-        self.live: Any = None
-        self.returns = ""
-        self.printed = 0.0
-        self.before = (0.0, 0)
-
-    def open(self, folder: Path) -> None:
-        members = sum(len(p.members) for p in self.programs)
-        devices = len(self.programs[0].devices)
-        size = sum(
-            p.state_bytes() * (devices if p.devices[0].platform == "cpu" else 1)
-            for p in self.programs
-        )
-        self.console.print(
-            f"[bold]{self.title}[/]: {_plural(members, 'member')} on "
-            f"{_plural(devices, self.programs[0].devices[0].platform + ' device')}, training state "
-            f"{machine.readable(size)}, record in {folder}"
-        )
-        for p in self.programs:
-            asked = p.members[0].config.total_steps
-            if p.steps != asked and not p.algorithm.stages:
-                self.console.print(
-                    f"{asked:,} steps round up to {p.steps:,}: whole calls of {p.algorithm.steps_per_call}"
-                )
-        import jax
-
-        kept = jax.config.values.get("jax_compilation_cache_dir")
-        if kept:
-            self.console.print(f"compiled programs are kept in {kept} (--no-cache: off)")
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            self.live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[facts]}"),
-                console=self.console,
-            )
-            self.live.start()
-
-    def start(self, program: Any, at: int, clock: Any) -> None:
-        self.before, self.returns, self.printed = (clock.train, at), "", time.monotonic()
-        text = f"{program.name or self.title}: compiling" + (
-            f", going on at step {at * program.algorithm.steps_per_call:,}" if at else ""
-        )
-        if self.live:
-            for task in self.live.task_ids:
-                self.live.remove_task(task)
-            self.live.add_task(
-                program.name or self.title, total=program.calls, completed=at, facts="compiling"
-            )
-        else:
-            self.console.print(text)
-
-    def show(self, metrics: dict, members: int) -> None:
-        for name, label in (("eval/return", "return"), ("train/return", "training return")):
-            values = metrics.get(name)
-            values = (
-                values[:members][np.isfinite(values[:members])]
-                if values is not None
-                else np.array([])
-            )
-            if len(values) and (name == "eval/return" or not self.returns.startswith("return")):
-                spread = f" [{values.min():.1f} to {values.max():.1f}]" if len(values) > 1 else ""
-                self.returns = f"{label} {values.mean():.1f}{spread}"
-                break
-
-    def progress(self, program: Any, stage: Any, at: int, clock: Any) -> None:
-        seconds, calls = clock.train - self.before[0], at - self.before[1]
-        rate = calls / seconds if seconds > 0 else 0.0
-        per_call = program.algorithm.steps_per_call
-        left = f"ETA {_duration((program.calls - at) / rate)}" if rate else ""
-        name = f"{stage.name}, " if len(program.stages) > 1 else ""
-        facts = (
-            f"{name}step {at * per_call:,}/{program.steps:,}  "
-            f"{rate * per_call * len(program.members):,.0f} steps/s  {left}  {self.returns}"
-        )
-        if self.live:
-            self.live.update(self.live.task_ids[-1], completed=at, facts=facts)
-        elif time.monotonic() - self.printed > self.PLAIN_SECONDS or at == program.calls:
-            self.printed = time.monotonic()
-            self.console.print(f"{program.name or self.title}: {facts}")
-
-    def close(self) -> None:
-        if self.live:
-            self.live.stop()
-
-    def end(self, record: Record) -> None:
-        summary = record.summary
-        if not summary:
-            return
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        swept = list(record.sweep)
-        metric = summary["metric"]
-        for name in (
-            *swept,
-            "seeds",
-            f"IQM {metric.removeprefix('eval/')}",
-            "95% interval",
-            "mean ± std",
-            "diverged",
-        ):
-            table.add_column(name, justify="right")
-        text = lambda x: "-" if x is None else f"{x:,.2f}"
-        for setting in summary[metric]:
-            table.add_row(
-                *(str(setting[name]) for name in swept),
-                str(setting["seeds"]),
-                text(setting["iqm"]),
-                f"{text(setting['low'])} to {text(setting['high'])}",
-                f"{text(setting['mean'])} ± {text(setting['std'])}",
-                str(setting["diverged"]),
-            )
-        self.console.print(table)
-        gone = [m for m in summary["members"] if m["diverged"]]
-        for m in gone:
-            what = ", ".join(f"{name} {m[name]}" for name in ("seed", *swept))
-            self.console.print(
-                f"[bold]diverged[/]: member {m['member']} ({what}): parameters or loss not finite"
-            )
-        if summary["steps_per_second"]:
-            self.console.print(
-                f"{summary['steps_per_second']:,.0f} steps/s; training {summary['train_seconds']:.1f} s, "
-                f"evaluation {summary['eval_seconds']:.1f} s, compiling {summary['compile_seconds']:.1f} s"
-            )
-        if summary["status"] == "interrupted":
-            script = Path(sys.argv[0])
-            run = (
-                f"python {shlex.quote(str(script))}"
-                if script.suffix == ".py"
-                else " ".join([script.name, *sys.argv[1:3]])
-            )
-            self.console.print(
-                f"interrupted and saved; continue with: {run} --resume --out {shlex.quote(str(record.dir))}"
-            )
-        elif (record.dir / "curve.png").exists():
-            self.console.print(f"learning curve: {record.dir / 'curve.png'}")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,136 @@
+"""`rlzoo data`: record, describe and convert data sets."""
+
+import dataclasses
+from typing import Literal
+
+import tyro
+
+from rlzoo import machine
+from rlzoo.algorithm import Refused
+
+
+def data() -> None:
+    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
+    data.npz`.
+
+    `rlzoo data --help` prints the commands.
+    """
+
+
+def main(argv: list[str]) -> None:
+    """`rlzoo data ...`."""
+    app = tyro.extras.SubcommandApp()
+    app.command(name="collect")(data_collect)
+    app.command(name="describe")(data_describe)
+    app.command(name="convert")(data_convert)
+    app.cli(
+        args=argv,
+        prog="rlzoo data",
+        description="Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID.",
+    )
+
+
+def data_collect(
+    run: tyro.conf.Positional[str | None] = None,
+    *,
+    out: str,
+    episodes: int = 100,
+    member: int | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    replay: bool = False,
+    random: str | None = None,
+    reference: tuple[float, float] | None = None,
+) -> None:
+    """Record a data set: of a run's policy, of its replay, or of random actions.
+
+    Args:
+      run: the run directory.
+      out: the file to write, .npz or .hdf5.
+      episodes: whole episodes to play, with each member.
+      member: which member (default: every one).
+      noise: discrete actions: share of random ones; continuous: standard deviation of Gaussian
+      noise.
+      seed: of the episodes.
+      replay: write what the run's replay holds, and play nothing.
+      random: play random actions in this environment; give no run.
+      reference: return of a random and of an expert policy, kept for normalised scores.
+    """
+    if (run is None) == (random is None):
+        raise Refused("rlzoo data collect takes either a run directory or --random ENV")
+    if sum(map(bool, (noise, replay, random))) > 1:
+        raise Refused("--replay, --random and --noise exclude one another")
+    _check_target(out)
+    from rlzoo import dataset
+    from rlzoo.tools import collect
+
+    machine.keep_compiled()
+    if replay:
+        found = collect.replay(run or "", member=member)
+    elif random:
+        found = collect.random(random, episodes, seed=seed)
+    else:
+        found = collect.policy(run or "", episodes, member=member, noise=noise, seed=seed)
+    dataset.save(dataclasses.replace(found, reference=reference), out)
+    print(
+        f"wrote {out}: {len(found):,} transitions in {found.num_episodes:,} episodes, mean return "
+        f"{dataset.episodes(found).returns.mean():.4g}"
+    )
+
+
+def data_describe(
+    file: tyro.conf.Positional[str],
+    env: str | None = None,
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> None:
+    """Show what a data set holds, and what is wrong with it.
+
+    Args:
+      file: .npz, .hdf5 or minari:ID.
+      env: check that the data fit this environment.
+      finish: "truncate" marks episodes that break off as truncated.
+      bounds: the range of the actions in the file, if it is not [-1, 1].
+    """
+    from rlzoo import dataset, formats
+
+    try:
+        found = dataset.load(file, finish=finish, bounds=bounds)
+    except Refused:
+        print(formats.contents(formats.read(file)[0]))
+        raise
+    print(dataset.describe(found))
+    if env is not None:
+        from rlzoo.suites.registry import make
+
+        dataset.check(found, make(env))
+        print(f"\nfits {env}")
+
+
+def data_convert(
+    file: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    finish: Literal["truncate"] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> None:
+    """Read a data set in any format and write it as .npz or .hdf5.
+
+    Args:
+      file: .npz, .hdf5 or minari:ID.
+      out: the file to write.
+      finish: "truncate" marks episodes that break off as truncated.
+      bounds: the range of the actions in the file, if it is not [-1, 1].
+    """
+    _check_target(out)
+    from rlzoo import dataset
+
+    dataset.save(dataset.load(file, finish=finish, bounds=bounds), out)
+    print(f"wrote {out}")
+
+
+def _check_target(out: str) -> None:
+    """Before the work is done, not after it."""
+    from rlzoo.formats import check_writable
+
+    if check_writable(out).exists():
+        raise Refused(f"{out} exists already; choose another name")

@@ -1,0 +1,1 @@
+"""The one training loop, and the record that it keeps."""

@@ -1,0 +1,72 @@
+"""How to run, as opposed to what to learn: the flags that every algorithm has."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from rlzoo.algorithm import Refused
+from rlzoo.run import loggers
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what to learn. The same for every algorithm."""
+
+    seeds: int = 1
+    """how many seeds train together"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    out: str | None = None
+    """run directory (default runs/<algorithm>/<env>/<time>)"""
+    resume: bool = False
+    """continue the run in --out from its last checkpoint"""
+    force: bool = False
+    """with --resume: continue under another configuration or layout, and record that"""
+    dataset: str | None = None
+    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID"""
+    eval_every: int | None = None
+    """steps between evaluations (default: a twentieth of the run; 0: only at the end)"""
+    eval_episodes: int = 32
+    """episodes of each evaluation, for each member"""
+    checkpoint_every: int | None = None
+    """steps between checkpoints (default: once a minute, and at the end)"""
+    devices: int | None = None
+    """devices to spread members over (default: all)"""
+    processes: int = 1
+    """processes on this machine to spread members over; on a CPU one for each core is fastest"""
+    cache: bool = True
+    """keep compiled programs on disk, so that the next run starts at once"""
+    quiet: bool = False
+    """show nothing while training"""
+    tensorboard: bool = False
+    """write TensorBoard files too, into the run directory (extra: tensorboard)"""
+    wandb: bool = False
+    """log to Weights & Biases too (extra: wandb; WANDB_MODE=offline works)"""
+    wandb_project: str = "rlzoo"
+    """project of --wandb"""
+
+    def check(self) -> None:
+        for name, low in (
+            ("seeds", 1),
+            ("seed", 0),
+            ("eval_every", 0),
+            ("eval_episodes", 1),
+            ("checkpoint_every", 1),
+            ("devices", 1),
+            ("processes", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < low):
+                raise Refused(
+                    f"--{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {low}"
+                )
+        if self.seed + self.seeds > 2**32:
+            raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
+        if self.resume and self.out is None:
+            raise Refused("--resume needs --out: the directory of the run to continue")
+        loggers.check(self)
+
+
+def run_folder(algorithm: str, env: str) -> Path:
+    """Where a run goes that was not told where."""
+    return Path("runs", algorithm, env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))

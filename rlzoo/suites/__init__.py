@@ -1,0 +1,1 @@
+"""Where environments come from: gymnax, brax, rlzoo's own, and packages that are extras."""

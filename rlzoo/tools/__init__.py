@@ -1,0 +1,1 @@
+"""What one does with a trained run: record data sets, watch episodes, draw, solve puzzles."""
