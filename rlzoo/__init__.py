@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from rlzoo.algorithm import Algorithm as Algorithm
     from rlzoo.algorithm import Refused as Refused
     from rlzoo.algorithm import Stage as Stage
+    from rlzoo.algorithm import check as check
     from rlzoo.algorithm import config as config
     from rlzoo.algorithm import static as static
+    from rlzoo.algorithm import traced as traced
     from rlzoo.cli import script as main  # noqa: F401
     from rlzoo.env import Env as Env
     from rlzoo.env import Transition as Transition
+    from rlzoo.metrics import last as last
+    from rlzoo.metrics import most as most
+    from rlzoo.metrics import total as total
+    from rlzoo.metrics import when as when
     from rlzoo.run.loading import load as load
     from rlzoo.run.loop import train as train
     from rlzoo.suites.registry import make as make
@@ -26,11 +32,17 @@ _HOME = {  # public name -> (module, name there); None: the module itself
     "Algorithm": ("rlzoo.algorithm", "Algorithm"),
     "Refused": ("rlzoo.algorithm", "Refused"),
     "Stage": ("rlzoo.algorithm", "Stage"),
+    "check": ("rlzoo.algorithm", "check"),
     "config": ("rlzoo.algorithm", "config"),
     "static": ("rlzoo.algorithm", "static"),
+    "traced": ("rlzoo.algorithm", "traced"),
     "Env": ("rlzoo.env", "Env"),
     "Transition": ("rlzoo.env", "Transition"),
     "make": ("rlzoo.suites.registry", "make"),
+    "last": ("rlzoo.metrics", "last"),
+    "most": ("rlzoo.metrics", "most"),
+    "total": ("rlzoo.metrics", "total"),
+    "when": ("rlzoo.metrics", "when"),
     "main": ("rlzoo.cli", "script"),
     "load": ("rlzoo.run.loading", "load"),
     "train": ("rlzoo.run.loop", "train"),

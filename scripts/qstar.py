@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from rlzoo.algorithms import astar, qstar
 from rlzoo.envs import LightsOut
+from rlzoo.record import Record
 
 import rlzoo
 from rlzoo import machine, report, search, solve, train
-from rlzoo.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "qstar"

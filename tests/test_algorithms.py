@@ -14,7 +14,7 @@ from together import quick_jit
 
 import rlzoo
 from rlzoo.cli import flags
-from rlzoo.run.record import load_module
+from rlzoo.run.files import load_module
 from rlzoo.tools import collect
 
 # Sizes that make a file's program tiny; a file that is not named here runs on its defaults.

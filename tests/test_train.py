@@ -698,7 +698,7 @@ def test_more_devices_than_there_are(tmp_path):
 def test_load_a_run_of_a_copied_and_edited_file(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(TOY.read_text().replace("jnp.argmax((obs", "1 - jnp.argmax((obs"))
-    from rlzoo.run.record import load_module
+    from rlzoo.run.files import load_module
 
     module = load_module(mine)
     run = go(tmp_path / "run", make=module.make, total_steps=20)

@@ -23,18 +23,20 @@ class Config:
     """environment id"""
     total_steps: int = rlzoo.static(200)
     """steps of each member"""
-    width: int = rlzoo.static(4)
+    width: int = rlzoo.static(4, least=1)
     """columns of the parameters"""
     hidden: tuple[int, ...] = rlzoo.static((3, 2))
     """a static tuple"""
     noisy: bool = rlzoo.static(True)
     """add noise to the gradients"""
     mode: str = rlzoo.static("plain")
-    """plain, stages, memory or evaluate"""
+    """plain, stages, until, memory, evaluate or both"""
     learning_rate: float = 0.1
     """step size; nan makes the member diverge"""
     goal: float = 1.0
     """where the parameters go"""
+    near: float = rlzoo.traced(0.1, above=0.0)
+    """how near they must come where stages end early"""
 
 
 @struct.dataclass
@@ -95,40 +97,67 @@ def make(config, env, dataset=None):
 
     def evaluate(state, key):
         return {
-            "eval/return": -((state.params["w"] - config.goal) ** 2).mean(),
+            "eval/distance": ((state.params["w"] - config.goal) ** 2).mean(),
             "eval/noise": jax.random.uniform(key),
         }
 
-    def grow(state):  # the size depends on the data
-        size = 4 + int(np.asarray(state.count).max()) // 100
-        return state.replace(extra=np.repeat(state.extra.sum(1, keepdims=True), size, 1) / 10)
+    def grow(states, configs):  # the size depends on the data
+        size = 4 + int(np.asarray(states.count).max()) // 100
+        return states.replace(extra=np.repeat(states.extra.sum(1, keepdims=True), size, 1) / 10)
 
-    def empty(state):
-        return state.replace(
-            extra=state.extra[:, :0], params=jax.tree.map(lambda x: x / 2, state.params)
+    def empty(states, configs):
+        """The bias becomes each member's own goal."""
+        goals = np.array([member.goal for member in configs], np.float32)[:, None]
+        bias = np.broadcast_to(goals, states.params["b"].shape)
+        return states.replace(
+            extra=states.extra[:, :0], params={"w": states.params["w"] / 2, "b": bias}
         )
 
+    def second(state, t):
+        state, _ = step(state, t)
+        return state, {
+            "loss/second": state.params["b"].sum(),
+            "newest": rlzoo.last(t, t % 7 == 3),
+            "largest": rlzoo.most(-t),
+        }
+
+    def near(state):
+        return jnp.abs(state.params["w"] - config.goal).max() < config.near
+
+    learner = rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, updates_per_call=1)
     if config.mode == "stages":
-        second = lambda state, t: (step(state, t)[0], {"loss/second": state.params["b"].sum()})
         return rlzoo.Algorithm(
             init,
             None,
             policy,
             act,
-            steps_per_call=2,
             stages=(
-                rlzoo.Stage("fit", step, 40),
-                rlzoo.Stage("grow", second, 30, grow),
-                rlzoo.Stage("end", step, 30, empty),
+                rlzoo.Stage("fit", step, 40, steps_per_call=2),
+                rlzoo.Stage("grow", second, 30, enter=grow, steps_per_call=3, evaluate=True),
+                rlzoo.Stage("end", step, 30, enter=empty),
+            ),
+        )
+    if config.mode == "until":
+        return rlzoo.Algorithm(
+            init,
+            None,
+            policy,
+            act,
+            stages=(
+                rlzoo.Stage("fit", step, 60, until=near, check_every=4, steps_per_call=2),
+                rlzoo.Stage("end", second, 10),
             ),
         )
     if config.mode == "memory":
-        return rlzoo.Algorithm(
-            init, step, policy, remembering, steps_per_call=2, memory=lambda policy: {"total": 0.0}
-        )
+        remember = lambda policy: {"total": 0.0}
+        return learner._replace(act=remembering, memory=remember)
     if config.mode == "evaluate":
-        return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, evaluate=evaluate)
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=2, updates_per_call=1)
+        return learner._replace(
+            evaluate=evaluate, rollouts=False, score="eval/distance", lower_is_better=True
+        )
+    if config.mode == "both":
+        return learner._replace(evaluate=evaluate)
+    return learner
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _train(argv: list[str]) -> None:
         sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
     source = read(find(argv[0]))
     request = parse(source, argv[1:], f"rlzoo train {argv[0]}")
-    from rlzoo.run.record import load_module
+    from rlzoo.run.files import load_module
 
     module = load_module(source.path)
     _run(module.make, module.Config, request)
@@ -235,7 +235,8 @@ def export(run: str, path: Path, member: int) -> None:
         raise Refused(f"{path}: parameters are written as .npz or .safetensors")
     import numpy as np
 
-    from rlzoo.run.loading import load, named
+    from rlzoo.run.loading import load
+    from rlzoo.run.trees import named
 
     arrays = {name: np.asarray(x) for name, x in named(load(run, member).policy).items()}
     path.parent.mkdir(parents=True, exist_ok=True)

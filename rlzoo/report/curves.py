@@ -30,11 +30,16 @@ COLORS = (
 Curves = Sequence[Run] | Sequence[Group]  # runs are grouped by setting
 
 
-def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = None) -> "Figure":
+def draw_curves(what: Curves, metric: str | None = None, title: str | None = None) -> "Figure":
     """One line per setting, its IQM over seeds against steps, with the 95% bootstrap band.
 
-    Up to ten seeds of up to four settings are drawn too, as faint lines.
-    Raises ValueError if no run has a value of `metric`.
+    Up to ten seeds of up to four settings are drawn too, as faint lines. Where all seeds have
+    diverged, the axes stay empty and say so.
+
+    Args:
+      metric: what is drawn (default: the score of the runs).
+
+    Raises `Refused` if no run has a value of `metric`.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -42,18 +47,19 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
 
     groups = [g for g in what if isinstance(g, Group)]
     groups += group([r for r in what if isinstance(r, Run)], metric)
-    lines = [g.curves(metric) for g in groups]
-    if not any(steps.size for steps, _ in lines):
-        have = _drawable(r for r in what if isinstance(r, Run))
-        raise Refused(f"no seed has a curve of {metric}; there are {', '.join(have) or 'none'}")
+    if not groups:
+        runs_given = [r for r in what if isinstance(r, Run)]
+        wanted = metric or ", ".join(sorted({r.score for r in runs_given}))
+        have = ", ".join(_drawable(runs_given)) or "none"
+        raise Refused(f"no seed has a curve of {wanted}; there are {have}")
+    lines = [g.curves() for g in groups]
+    metric = ", ".join(sorted({g.metric for g in groups}))
     outside = len(groups) > 4
     figure = Figure(figsize=(9.6 if outside else 7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
-    colours = COLORS if len(groups) <= len(COLORS) else shades
-    for g, name, colour, (steps, scores) in zip(
-        groups, _names(groups), colours, lines, strict=False
-    ):
+    colors = COLORS if len(groups) <= len(COLORS) else shades
+    for g, name, color, (steps, scores) in zip(groups, _names(groups), colors, lines, strict=False):
         lost = len(g.members) - len(scores)
         label = (
             f"{name}, {len(scores)} seed"
@@ -64,16 +70,16 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
         axes.plot(
             steps,
             middle,
-            color=colour,
+            color=color,
             lw=1.9,
             label="\n".join(wrap(label, 48 if outside else 76)),
             zorder=4,
         )
         if 1 < len(scores) <= 10 and not outside:
-            axes.plot(steps, scores.T, color=colour, lw=0.6, alpha=0.35, zorder=2)
+            axes.plot(steps, scores.T, color=color, lw=0.6, alpha=0.35, zorder=2)
         if len(scores) > 1 and steps.size:
             axes.fill_between(
-                steps, *iqm_curve(scores)[1:], color=colour, alpha=0.18, lw=0, zorder=3
+                steps, *iqm_curve(scores)[1:], color=color, alpha=0.18, lw=0, zorder=3
             )
     runs = {m.run.path: m.run.note for g in groups for m in g.members}
     notes = [note for note in runs.values() if note]
@@ -111,7 +117,7 @@ def draw_curves(what: Curves, metric: str = "eval/return", title: str | None = N
 
 
 def plot_curves(
-    what: Curves, out: Dir, metric: str = "eval/return", title: str | None = None
+    what: Curves, out: Dir, metric: str | None = None, title: str | None = None
 ) -> Path:
     """Write the picture of `draw_curves` to the PNG `out`."""
     draw_curves(what, metric, title).savefig(out, dpi=160)
@@ -119,11 +125,12 @@ def plot_curves(
 
 
 def write_curve(run_dir: Dir, metric: str | None = None) -> Path:
-    """Write `curve.png` of a run: of `eval/return`, or where it has none, of the first metric that
-    it has."""
+    """Write `curve.png` of a run: of its score, or where it has no value of it, of the first
+    metric that it has."""
     run = read_run(run_dir)
     have = _drawable([run])
-    metric = metric or ("eval/return" if "eval/return" in have or not have else have[0])
+    if metric is None and have and run.score not in have and run.score not in run.metrics:
+        metric = have[0]
     return plot_curves([run], run.path / "curve.png", metric)
 
 

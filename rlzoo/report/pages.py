@@ -42,7 +42,7 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 12px }
 """
 
 
-def report(run_dirs: Iterable[Dir], out_dir: Dir, metric: str = "eval/return") -> list[Path]:
+def report(run_dirs: Iterable[Dir], out_dir: Dir, metric: str | None = None) -> list[Path]:
     """Write report.md, report.html (self-contained) and curves_<env>.png over many runs; return
     their paths.
 
@@ -56,15 +56,16 @@ def report(run_dirs: Iterable[Dir], out_dir: Dir, metric: str = "eval/return") -
     pictures: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
     repeats = sum(g.repeats for g in groups)
-    about = ABOUT.format(metric) + f" Repeated seeds left out: {repeats}." * (repeats > 0)
+    about = ABOUT.format(
+        ", ".join(sorted({g.metric for g in groups}))
+    ) + f" Repeated seeds left out: {repeats}." * (repeats > 0)
     parts = [_tag("h1", "# ", "Report"), _tag("p", "", about)]  # (Markdown, HTML) of each
     for env in sorted({g.env for g in groups}):
         here = sorted((g for g in groups if g.env == env), key=lambda g: -g.rank)
         parts += [_tag("h2", "## ", env), _table([HEAD, *(_score_row(g) for g in here)])]
-        if any(g.curves(metric)[0].size for g in here):
-            path = plot_curves(
-                here, out / f"curves_{re.sub('[^A-Za-z0-9_.-]', '-', env)}.png", metric, env
-            )
+        if any(g.curves()[0].size for g in here):
+            name = re.sub("[^A-Za-z0-9_.-]", "-", env)
+            path = plot_curves(here, out / f"curves_{name}.png", title=env)
             image = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
             parts.append((f"![curves]({path.name})", f'<img alt="curves" src="{image}">'))
             pictures.append(path)

@@ -16,14 +16,43 @@ from rlzoo.report.statistics import describe
 Dir = str | Path
 
 
+def read_description(run_dir: Dir) -> dict[str, Any]:
+    """config.json of a run directory. Raises `Refused` where there is none, or it is broken."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise Refused(
+            f"{run_dir} is not a run: it has no config.json (a run directory holds config.json, "
+            "metrics.csv, checkpoints/, the algorithm's source and, at the end, summary.json and "
+            "curve.png)"
+        )
+    description = _read_json(path)
+    if not isinstance(description, dict) or not {"algorithm", "config"} <= {*description}:
+        raise Refused(f"{run_dir} is not a run of rlzoo: its config.json is something else's")
+    return description
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise Refused(f"{path} is damaged: {error}") from None
+
+
+def read_table(path: Dir) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a metrics.csv, as text. A last line that a kill cut off is left out."""
+    text = Path(path).read_text("utf-8")
+    lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    return (lines[0], lines[1:]) if lines else ([], [])
+
+
 def read_metrics(path: Dir) -> dict[str, np.ndarray]:
     """The columns of a metrics.csv, [rows] each: floats; ints for member, seed, step; strings where
     swept so.
 
     An empty cell (nothing happened) is NaN. A last line cut by a kill is left out; {} if the header
-    is cut. Raises ValueError that names file and line where an earlier line is malformed.
+    is cut. Raises `Refused` that names file and line where an earlier line is malformed.
     """
-    header, *rows = list(csv.reader(Path(path).read_text("utf-8").split("\n")[:-1])) or [[]]
+    header, rows = read_table(path)
     if header and (not {"member", "seed", "step"} <= set(header) or len(set(header)) < len(header)):
         raise Refused(
             f"{path}, line 1: needs member, seed and step, and no name twice; got {header}"
@@ -32,14 +61,13 @@ def read_metrics(path: Dir) -> dict[str, np.ndarray]:
     parsed: list[list[Any]] = []
     for number, cells in enumerate(rows, start=2):
         try:
-            parsed.append(
-                [_cell(k, cell, k in swept) for k, cell in zip(header, cells, strict=True)]
-            )
+            named = zip(header, cells, strict=True)
+            parsed.append([_cell(name, cell, name in swept) for name, cell in named])
         except ValueError as error:
             if number <= len(rows):  # not the last line
                 wanted = f"{len(header)} cells wanted, found {cells}"
                 raise Refused(f"{path}, line {number}: {error}; {wanted}") from None
-    return {k: np.array([row[i] for row in parsed]) for i, k in enumerate(header)}
+    return {name: np.array([row[i] for row in parsed]) for i, name in enumerate(header)}
 
 
 def _cell(name: str, cell: str, swept: bool) -> Any:
@@ -81,6 +109,20 @@ class Run:
         word = "reduced to" if self.status == "done" else f"{self.status} at"
         return f"{word} {short(self.steps)}" + f" of {short(asked)}" * bool(asked) + " steps"
 
+    @property
+    def score(self) -> str:
+        """The metric by which it is judged."""
+        return str(self._score.get("name") or self.summary.get("metric") or "eval/return")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a small score is a good one."""
+        return bool(self._score.get("lower_is_better"))
+
+    @property
+    def _score(self) -> dict[str, Any]:
+        return self.config.get("score") or {}
+
     def points(self, metric: str) -> np.ndarray:
         """Which rows have a value of `metric`, [rows] bool."""
         return np.isfinite(self.metrics.get(metric, np.full(len(self.metrics["step"]), np.nan)))
@@ -103,6 +145,7 @@ class Group:
 
     algorithm: str
     env: str
+    metric: str
     status: str
     setting: str  # the fields in which it differs from the others of its algorithm and environment
     members: list[Member]
@@ -118,17 +161,27 @@ class Group:
         return describe(self.scores)
 
     @property
-    def rank(self) -> float:
-        return -np.inf if self.summary["iqm"] is None else self.summary["iqm"]
+    def lower_is_better(self) -> bool:
+        """Whether a small score is a good one."""
+        run = self.members[0].run
+        return run.lower_is_better and run.score == self.metric
 
-    def curves(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def rank(self) -> float:
+        """The higher the better, whatever the direction of the score."""
+        score = self.summary["iqm"]
+        if score is None:
+            return -np.inf
+        return -score if self.lower_is_better else score
+
+    def curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps [points], values [members that did not diverge, points]; interpolated where steps
         differ."""
         parts = []
         for m in self.members:
-            rows = (m.run.metrics["member"] == m.index) & m.run.points(metric)
+            rows = (m.run.metrics["member"] == m.index) & m.run.points(self.metric)
             if rows.any() and np.isfinite(m.score):
-                parts.append((m.run.metrics["step"][rows], m.run.metrics[metric][rows]))
+                parts.append((m.run.metrics["step"][rows], m.run.metrics[self.metric][rows]))
         if not parts:
             return np.zeros(0), np.zeros((0, 0))
         grid = np.unique(np.concatenate([steps for steps, _ in parts]))
@@ -138,34 +191,30 @@ class Group:
 
 def read_run(run_dir: Dir) -> Run:
     """Read a run directory, ended or not. Raises `Refused` where it is none or a file is broken."""
-    path, found = Path(run_dir), {}
-    if not (path / "config.json").is_file():
-        raise Refused(
-            f"{path} is not a run directory, for it has no config.json. A run directory holds config.json, "
-            "metrics.csv, checkpoints/, the algorithm's source and, at the end, summary.json and curve.png."
-        )
-    for name in ("config.json", "summary.json"):
-        try:
-            found[name] = (
-                json.loads((path / name).read_text("utf-8")) if (path / name).is_file() else {}
-            )
-        except json.JSONDecodeError as error:
-            raise Refused(f"{path / name} is not JSON: {error}") from None
+    path = Path(run_dir)
+    description = read_description(path)
+    ended = (path / "summary.json").is_file()
+    summary = _read_json(path / "summary.json") if ended else {}
     metrics = read_metrics(path / "metrics.csv") if (path / "metrics.csv").is_file() else {}
-    return Run(path, found["config.json"], found["summary.json"], metrics)
+    return Run(path, description, summary, metrics)
 
 
-def group(runs: Iterable[Run], metric: str = "eval/return") -> list[Group]:
-    """Put together the members that share algorithm, environment, status and every config field."""
+def group(runs: Iterable[Run], metric: str | None = None) -> list[Group]:
+    """Put together the members that share algorithm, environment, status and every config field.
+
+    Args:
+      metric: what they are judged by (default: the score of each run).
+    """
     found: dict[tuple[Any, ...], list[Member]] = {}
     for run in runs:
-        for fields, member in _members(run, metric):
+        judged = metric or run.score
+        for fields, member in _members(run, judged):
             env = fields.pop("env", run.config.get("env") or "-")
-            key = (run.config["algorithm"], env, run.status, tuple(sorted(fields.items())))
-            found.setdefault(key, []).append(member)
+            about = (run.config["algorithm"], env, judged, run.status)
+            found.setdefault((*about, tuple(sorted(fields.items()))), []).append(member)
     groups = []
-    for (algorithm, env, status, fields), members in found.items():
-        rivals = [dict(key[3]) for key in found if key[:2] == (algorithm, env)]
+    for (algorithm, env, judged, status, fields), members in found.items():
+        rivals = [dict(key[-1]) for key in found if key[:2] == (algorithm, env)]
         differing = [(k, v) for k, v in fields if any(rival.get(k) != v for rival in rivals)]
         setting = ", ".join(
             f"{k}={v:.10g}" if isinstance(v, float) else f"{k}={v}" for k, v in differing
@@ -174,7 +223,7 @@ def group(runs: Iterable[Run], metric: str = "eval/return") -> list[Group]:
         for member in members:
             first.setdefault(member.seed, member)
         repeats = len(members) - len(first)
-        groups.append(Group(algorithm, env, status, setting, list(first.values()), repeats))
+        groups.append(Group(algorithm, env, judged, status, setting, list(first.values()), repeats))
     return groups
 
 
@@ -201,6 +250,7 @@ def _members(run: Run, metric: str) -> Iterable[tuple[dict[str, Any], Member]]:
         if score is None:
             continue  # not evaluated yet: neither a score nor a failure
         dataset = run.config.get("options", {}).get("dataset")
+        dataset = " ".join(dataset) if isinstance(dataset, list) else dataset
         config = run.config.get("config", {}) | ({"dataset": dataset} if dataset else {}) | swept
         number = {
             k: isinstance(v, int | float) and not isinstance(v, bool) for k, v in config.items()

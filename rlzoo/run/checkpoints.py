@@ -24,13 +24,25 @@ class Saved(NamedTuple):
     """A checkpoint of one program."""
 
     at: int
-    """calls of `step` made"""
-    leaves: list
-    """of the stacked state, as NumPy arrays"""
-    totals: dict
-    """(sum, count) of each metric since the last row"""
+    """calls of `step` made, of all stages together"""
+    stage: int | None
+    """the stage that is under way; None in the files of versions that did not say"""
+    call: int
+    """calls made in it"""
+    steps: int
+    """steps made, of all stages together"""
+    updates: int
+    """gradient updates made"""
+    state: dict[str, np.ndarray] | list[np.ndarray]
+    """the leaves of the stacked state by name; a list in the files of versions without names"""
+    totals: dict[str, tuple]
+    """(value, count) of each metric since the last row"""
+    frozen: np.ndarray
+    """bool [members]: who has ended the stage and waits for the others"""
     diverged: np.ndarray
+    """bool [members]"""
     clock: tuple
+    """seconds of training, evaluation and compilation"""
 
 
 def listed(folder: Path) -> list[Path]:
@@ -47,13 +59,21 @@ def save(folder: Path, saved: Saved) -> None:
     import orbax.checkpoint as ocp
 
     folder.mkdir(parents=True, exist_ok=True)
+    assert isinstance(saved.state, dict)
+    names = list(saved.state)
     meta: dict[str, Any] = {
         "at": saved.at,
+        "stage": saved.stage,
+        "call": saved.call,
+        "steps": saved.steps,
+        "updates": saved.updates,
+        "frozen": saved.frozen.tolist(),
         "diverged": saved.diverged.tolist(),
         "clock": list(saved.clock),
         "metrics": sorted(saved.totals or {}),
+        "names": names,
     }
-    arrays = {f"leaf{i:04d}": x for i, x in enumerate(saved.leaves)}
+    arrays = {f"leaf{i:04d}": saved.state[name] for i, name in enumerate(names)}
     for i, name in enumerate(meta["metrics"]):
         arrays[f"total{i:04d}"] = np.stack(saved.totals[name])
     # Orbax refuses arrays without elements.
@@ -100,8 +120,20 @@ def _read(path: Path) -> Saved:
     meta, arrays = found.meta, {key: np.asarray(x) for key, x in found.arrays.items()}
     arrays |= {key: np.zeros(shape, kind) for key, (shape, kind) in meta["empty"].items()}
     leaves = [arrays[key] for key in sorted(arrays) if key.startswith("leaf")]
-    totals = {name: tuple(arrays[f"total{i:04d}"]) for i, name in enumerate(meta["metrics"])}
-    return Saved(meta["at"], leaves, totals, np.array(meta["diverged"]), tuple(meta["clock"]))
+    named = dict(zip(meta["names"], leaves, strict=True)) if "names" in meta else leaves
+    diverged = np.array(meta["diverged"])
+    return Saved(
+        at=meta["at"],
+        stage=meta.get("stage"),
+        call=meta.get("call", 0),
+        steps=meta.get("steps", 0),
+        updates=meta.get("updates", 0),
+        state=named,
+        totals={name: tuple(arrays[f"total{i:04d}"]) for i, name in enumerate(meta["metrics"])},
+        frozen=np.array(meta.get("frozen", np.zeros_like(diverged))),
+        diverged=diverged,
+        clock=tuple(meta["clock"]),
+    )
 
 
 @contextlib.contextmanager

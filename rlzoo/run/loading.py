@@ -10,6 +10,7 @@ import jax
 
 from rlzoo.algorithm import Algorithm, Refused
 from rlzoo.run.members import expand_sweep, group_members
+from rlzoo.run.options import parse_dataset
 from rlzoo.run.program import Program
 from rlzoo.run.record import Record
 from rlzoo.suites import registry
@@ -73,25 +74,22 @@ def trained(run: str | Path, member: int = 0, dataset: Any = None) -> Trained:
                 saved = record.restore(index)
                 if saved is None:
                     raise Refused(f"{record.dir} has no checkpoint for member {member}")
-                state = jax.tree.map(operator.itemgetter(place), program.restore(saved.leaves))
+                state = jax.tree.map(operator.itemgetter(place), program.restore(saved.state))
                 return Trained(program.env, module.make(found.config, program.env, dataset), state)
     raise Refused(
         f"{record.dir} has no member {member}; it has {len(settings) * options.seeds}, counted from 0"
     )
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their places in it: `params/Dense_0/kernel`."""
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-
-
 def read_dataset(given: Any) -> Any:
-    """A data set, read where it is a file's name."""
-    if not isinstance(given, str | Path):
-        return given
+    """A data set, or a mapping of names to data sets, read where it is a file's name.
+
+    Args:
+      given: None, a data set, a file's name, a mapping of names to these, or what --dataset takes:
+        `(file,)` or `(name=file, ...)`.
+    """
+    if given is None or given == ():
+        return None
     from rlzoo import dataset
 
-    return dataset.load(given)
+    return dataset.load_all(parse_dataset(given) if isinstance(given, tuple) else given)

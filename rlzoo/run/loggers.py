@@ -103,6 +103,7 @@ class TensorBoard:
         if soft < files <= hard:  # one for each member, and what else is open
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         shutil.rmtree(folder, ignore_errors=True)
+        self.score = description["score"]["name"]
         self.writers: dict[str, Any] = {}
 
     def rows(self, rows: list[Row]) -> None:
@@ -141,7 +142,7 @@ class TensorBoard:
                 for field, value in self.config.items()
             }
             config |= {field: _number(row[field]) for field in ("seed", *self.swept)}
-            experiment, session, _ = hparams(config, {"eval/return": math.nan})
+            experiment, session, _ = hparams(config, {self.score: math.nan})
             self._write(name, experiment)
             self._write(name, session)
 

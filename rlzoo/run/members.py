@@ -2,18 +2,22 @@
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
-from rlzoo.algorithm import Refused, is_static
+from rlzoo.algorithm import Refused, clean, clean_value, is_static
 from rlzoo.run.options import Options
 
 
 class Setting(NamedTuple):
+    """A configuration, and those of its fields that are swept."""
+
     config: Any
     swept: dict
 
 
 class Member(NamedTuple):
+    """A seed of a setting."""
+
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nothing here needs
     seed: int
     config: Any
@@ -21,26 +25,29 @@ class Member(NamedTuple):
 
 
 def expand_sweep(config: Any, sweep: dict[str, list]) -> list[Setting]:
+    """Every combination of the swept values, each checked as `rlzoo.algorithm.clean` does.
+
+    Raises `Refused` for an unknown field, no values, a value twice, and one that does not fit.
+    """
     fields = {field.name: field for field in dataclasses.fields(config)}
+    hints = get_type_hints(type(config))
+    cleaned: dict[str, list] = {}
     for name, values in sweep.items():
         if name not in fields:
             raise Refused.unknown("--sweep field", name, fields)
-        if not values:
+        if not len(values):
             raise Refused(f"--sweep {name}= has no values")
-        kind = type(getattr(config, name))
-        for value in values:
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise Refused(
-                    f"--sweep {name}: {value!r} is a {type(value).__name__}, but {name} takes "
-                    f"{kind.__name__} (its default is {getattr(config, name)!r})"
-                )
-    return [
-        Setting(
-            dataclasses.replace(config, **dict(zip(sweep, values, strict=True))),
-            dict(zip(sweep, values, strict=True)),
-        )
-        for values in itertools.product(*sweep.values())
-    ]
+        found = [clean_value(fields[name], hints[name], value, "--sweep ") for value in values]
+        for i, value in enumerate(found):
+            if value in found[:i]:
+                raise Refused(f"--sweep {name}: {value!r} is there twice")
+        cleaned[name] = found
+    config = clean(config)
+    settings = []
+    for combination in itertools.product(*cleaned.values()):
+        swept = dict(zip(cleaned, combination, strict=True))
+        settings.append(Setting(dataclasses.replace(config, **swept), swept))
+    return settings
 
 
 def group_members(settings: list[Setting], options: Options) -> list[list[Member]]:
@@ -48,13 +55,9 @@ def group_members(settings: list[Setting], options: Options) -> list[list[Member
     groups: dict[Any, list[Member]] = {}
     numbers = itertools.count()
     for setting in settings:
-        shape = tuple(
-            getattr(setting.config, f.name)
-            for f in dataclasses.fields(setting.config)
-            if is_static(f)
-        )
+        fields = dataclasses.fields(setting.config)
+        shape = tuple(getattr(setting.config, f.name) for f in fields if is_static(f))
         for seed in range(options.seed, options.seed + options.seeds):
-            groups.setdefault(shape, []).append(
-                Member(next(numbers), seed, setting.config, setting.swept)
-            )
+            member = Member(next(numbers), seed, setting.config, setting.swept)
+            groups.setdefault(shape, []).append(member)
     return list(groups.values())

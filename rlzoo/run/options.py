@@ -2,9 +2,11 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rlzoo.algorithm import Refused
+from rlzoo.algorithm import Refused, plain
 from rlzoo.run import loggers
 
 
@@ -22,8 +24,9 @@ class Options:
     """continue the run in --out from its last checkpoint"""
     force: bool = False
     """with --resume: continue under another configuration or layout, and record that"""
-    dataset: str | None = None
-    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID"""
+    dataset: tuple[str, ...] = ()
+    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID; or
+    several by name: expert=a.npz mixed=b.npz"""
     eval_every: int | None = None
     """steps between evaluations (default: a twentieth of the run; 0: only at the end)"""
     eval_episodes: int = 32
@@ -44,6 +47,28 @@ class Options:
     """log to Weights & Biases too (extra: wandb; WANDB_MODE=offline works)"""
     wandb_project: str = "rlzoo"
     """project of --wandb"""
+
+    @classmethod
+    def of(cls, dataset: Any = None, **given: Any) -> "Options":
+        """Options as given from Python, checked. `dataset` is recorded where files hold it."""
+        if isinstance(dataset, str | Path):
+            given["dataset"] = (str(dataset),)
+        elif isinstance(dataset, Mapping):
+            files = {n: x for n, x in dataset.items() if isinstance(x, str | Path)}
+            given["dataset"] = tuple(f"{name}={file}" for name, file in files.items())
+        elif isinstance(dataset, tuple | list):
+            given["dataset"] = tuple(map(str, dataset))
+        options = cls(**{name: plain(value) for name, value in given.items()})
+        options.check()
+        return options
+
+    @classmethod
+    def recorded(cls, options: dict[str, Any]) -> "Options":
+        """Options as a run recorded them, also one of an older version."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        found = {name: value for name, value in options.items() if name in known}
+        dataset = found.pop("dataset", None) or ()
+        return cls(**found, dataset=(dataset,) if isinstance(dataset, str) else tuple(dataset))
 
     def check(self) -> None:
         for name, low in (
@@ -70,3 +95,24 @@ class Options:
 def run_folder(algorithm: str, env: str) -> Path:
     """Where a run goes that was not told where."""
     return Path("runs", algorithm, env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))
+
+
+def parse_dataset(entries: tuple[str, ...]) -> str | dict[str, str]:
+    """What --dataset says: one file, or name -> file.
+
+    Raises `Refused` where some entries have names and others do not, or a name is there twice.
+    """
+    named: dict[str, str] = {}
+    for entry in entries:
+        name, equals, file = entry.partition("=")
+        if not equals or not name.isidentifier():
+            if len(entries) == 1:
+                return entry
+            raise Refused(
+                f"--dataset {' '.join(entries)}: {entry!r} has no name; one data set is given as "
+                "FILE, several as NAME=FILE NAME=FILE"
+            )
+        if name in named:
+            raise Refused(f"--dataset {' '.join(entries)}: {name!r} is there twice")
+        named[name] = file
+    return named

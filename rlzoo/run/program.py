@@ -7,7 +7,7 @@ does not change the numbers.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,21 +18,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlzoo import env as environments
 from rlzoo import machine
 from rlzoo.algorithm import Algorithm, Refused, Stage
+from rlzoo.metrics import combine, counted
 from rlzoo.run.members import Member
 from rlzoo.run.options import Options
+from rlzoo.run.trees import is_key, named, to_host
 
-MEMBERS, ALL = PartitionSpec("members"), PartitionSpec()
+MEMBERS = PartitionSpec("members")
+ALL = PartitionSpec()
 
-
-EVALUATION = (
-    0x5EED  # folded into a member's key, so that evaluation never touches training randomness
-)
+EVALUATION = 0x5EED
+"""Folded into a member's key, so that evaluation never touches training randomness."""
 
 
 class Program:
     """All members with the same static fields, as compiled functions over stacked states.
 
-    `members` are the real ones; `padded` more fill the devices evenly and are never recorded.
+    `members` are the real ones. Copies of the first fill the devices evenly; they are never
+    recorded.
     """
 
     def __init__(
@@ -44,30 +46,26 @@ class Program:
         options: Options,
         index: int,
     ):
-        self.members, self.env, self.index, self.episodes = (
-            members,
-            env,
-            index,
-            options.eval_episodes,
-        )
-        self.name = " ".join(
-            f"{key}={value}"
-            for key, value in members[0].swept.items()
-            if all(m.swept[key] == value for m in members)
-        )
         self.make = make
+        self.members = members
+        self.env = env
+        self.index = index
+        self.episodes = options.eval_episodes
+        self.name = _name(members)
+        # --- devices ---
         if options.devices and options.devices > len(jax.devices()):
-            raise Refused(
-                f"--devices is {options.devices}, but there are {len(jax.devices())} here"
-            )
+            here = len(jax.devices())
+            raise Refused(f"--devices is {options.devices}, but there are {here} here")
         devices = jax.devices()[: options.devices or None]
         if jax.process_count() == 1:
             devices = devices[: len(members)]
         self.devices = devices
+        automatic = (jax.sharding.AxisType.Auto,)
         self.mesh = jax.make_mesh(
-            (len(devices),), ("members",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
+            (len(devices),), ("members",), devices=devices, axis_types=automatic
         )
         self.sharded = NamedSharding(self.mesh, MEMBERS)
+        # --- members ---
         padding = -len(members) % len(devices)
         everyone = members + members[:1] * padding
         leaves = [jax.tree.leaves(m.config) for m in everyone]
@@ -77,20 +75,19 @@ class Program:
         ]
         self.seeds = self.put(np.array([m.seed for m in everyone], np.uint32))
         self.dataset = jax.device_put(dataset, NamedSharding(self.mesh, ALL))
-        self.algorithm: Algorithm = make(members[0].config, env, dataset)
-        total, per_call = members[0].config.total_steps, self.algorithm.steps_per_call
-        if total < 1:
-            raise Refused(f"--total-steps is {total}; it must be at least 1")
-        self.stages: list[Stage] = list(self.algorithm.stages) or [
-            Stage("train", self.algorithm.step, -(-total // per_call))
-        ]  # type: ignore[arg-type]
+        # --- the algorithm ---
+        settings = {id(member.config): member.config for member in members}
+        made = [make(config, env, dataset) for config in settings.values()]  # checks real floats
+        self.algorithm: Algorithm = made[0]
+        self.stages = _stages(self.algorithm, members[0].config)
         self.calls = sum(stage.calls for stage in self.stages)
-        self.steps = self.calls * per_call
+        self.steps = sum(stage.calls * stage.steps_per_call for stage in self.stages)
+        """Steps that a member makes, if no stage ends early."""
         self.state_spec = jax.eval_shape(self._init, self.seeds, self.leaves, dataset)
         self.compiled: dict[str, float] = {}
-        """seconds that compiling each function took"""
+        """Seconds that compiling each function took."""
         self._executables: dict[tuple, Any] = {}
-        self._metrics: dict[int, list[str]] = {}
+        self._metrics: dict[int, Any] = {}
 
     # -- host and devices --
 
@@ -108,9 +105,8 @@ class Program:
 
     def state_bytes(self) -> int:
         """Bytes of all members' states on one device."""
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.state_spec)) // len(
-            self.devices
-        )
+        whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.state_spec))
+        return whole // len(self.devices)
 
     # -- functions of stacked members --
 
@@ -127,53 +123,90 @@ class Program:
         return jax.vmap(one)(leaves, *batched)
 
     def _init(self, seeds: Any, leaves: Any, dataset: Any) -> Any:
-        return self._each(
-            lambda alg, seed: alg.init(jax.random.key(seed)), seeds, leaves=leaves, dataset=dataset
-        )
+        def init(alg: Algorithm, seed: Any) -> Any:
+            return alg.init(jax.random.key(seed))
+
+        return self._each(init, seeds, leaves=leaves, dataset=dataset)
+
+    def _step(self, stage: int, states: Any, leaves: Any, dataset: Any, t: Any) -> tuple:
+        """One call for every member: states, and metrics with their counts."""
+
+        def run(alg: Algorithm, state: Any) -> tuple:
+            step = alg.stages[stage].step if alg.stages else alg.step
+            state, metrics = step(state, t)  # type: ignore[misc]
+            return state, {name: counted(metric) for name, metric in metrics.items()}
+
+        return self._each(run, states, leaves=leaves, dataset=dataset)
 
     def _chunk(
-        self, stage: int, states: Any, totals: Any, leaves: Any, dataset: Any, start: Any, stop: Any
+        self,
+        stage: int,
+        states: Any,
+        totals: Any,
+        frozen: Any,
+        leaves: Any,
+        dataset: Any,
+        start: Any,
+        stop: Any,
     ) -> Any:
-        def step(t: Any, carry: Any) -> Any:
-            states, totals = carry
-            run = lambda alg, state: _step_of(alg, stage)(state, t)
-            states, metrics = self._each(run, states, leaves=leaves, dataset=dataset)
-            pairs = {
-                name: value if isinstance(value, tuple) else (value, jnp.ones_like(value))
-                for name, value in metrics.items()
-            }
-            return states, jax.tree.map(lambda a, b: a + b.astype(jnp.float32), totals, pairs)
+        """Calls `start` to `stop`: states, totals, who has ended, and whose policy is finite."""
+        each = functools.partial(self._each, leaves=leaves, dataset=dataset)
+        until = self.stages[stage].until
 
-        states, totals = jax.lax.fori_loop(start, stop, step, (states, totals))
-        return (
-            states,
-            totals,
-            self._each(
-                lambda alg, state: _all_finite(alg.policy(state)),
-                states,
-                leaves=leaves,
-                dataset=dataset,
-            ),
-        )
+        def keep(old: Any, new: Any) -> Any:
+            """The old values of members that are frozen, the new ones of all others."""
+            if until is None:
+                return new
+            return jax.tree.map(lambda a, b: _where(frozen, a, b), old, new)
+
+        def body(t: Any, carry: Any) -> Any:
+            states, totals = carry
+            after, metrics = self._step(stage, states, leaves, dataset, t)
+            added = {name: combine(totals[name], metric) for name, metric in metrics.items()}
+            return keep(states, after), keep(totals, added)
+
+        def ended(alg: Algorithm, state: Any) -> Any:
+            return jnp.asarray(alg.stages[stage].until(state), bool)  # type: ignore[misc]
+
+        def finite(alg: Algorithm, state: Any) -> Any:
+            return _all_finite(alg.policy(state))
+
+        states, totals = jax.lax.fori_loop(start, stop, body, (states, totals))
+        if until is not None:
+            frozen = frozen | each(ended, states)
+        return states, totals, frozen, each(finite, states)
 
     def _evaluate(self, states: Any, seeds: Any, leaves: Any, dataset: Any, step: Any) -> Any:
-        keys = jax.vmap(
-            lambda s: jax.random.fold_in(jax.random.fold_in(jax.random.key(s), EVALUATION), step)
-        )(seeds)
+        """Metrics of the policies as they are: of rollouts, and what the algorithm adds."""
+        each = functools.partial(self._each, leaves=leaves, dataset=dataset)
+
+        def key_of(seed: Any) -> Any:
+            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EVALUATION), step)
+
+        def add(alg: Algorithm, state: Any, key: Any) -> Any:
+            metrics = alg.evaluate(state, jax.random.fold_in(key, 1))  # type: ignore[misc]
+            return {name: counted(metric) for name, metric in metrics.items()}
+
+        keys = jax.vmap(key_of)(seeds)
+        metrics: dict[str, Any] = {}
+        if self.algorithm.rollouts:
+            metrics |= self._rollouts(states, keys, each)
         if self.algorithm.evaluate:
-            return self._each(
-                lambda alg, state, key: alg.evaluate(state, key),
-                states,
-                keys,  # type: ignore[misc]
-                leaves=leaves,
-                dataset=dataset,
-            )
-        each = lambda function, *args: self._each(function, *args, leaves=leaves, dataset=dataset)
+            added = each(add, states, keys)
+            metrics |= {name: metric.value / metric.count for name, metric in added.items()}
+        return metrics
+
+    def _rollouts(self, states: Any, keys: Any, each: Callable) -> dict[str, Any]:
+        """Mean return and length of `self.episodes` episodes of each member."""
+
+        def flat(tree: Any) -> Any:
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+        def fold(tree: Any) -> Any:
+            shape = (len(keys), self.episodes)
+            return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
+
         policies = each(lambda alg, state: alg.policy(state), states)
-        flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-        fold = lambda tree: jax.tree.map(
-            lambda x: x.reshape(len(seeds), self.episodes, *x.shape[1:]), tree
-        )
 
         def act(memory: Any, obs: Any, reward: Any, keys: Any) -> Any:
             if self.algorithm.memory:
@@ -190,13 +223,14 @@ class Program:
             memory = flat(
                 each(lambda alg, policy: jax.tree.map(copies, alg.memory(policy)), policies)
             )
-        returns, lengths = environments.episodes(
-            self.env,
-            act,
-            memory,
-            flat(jax.vmap(lambda k: jax.random.split(k, self.episodes))(keys)),
-        )
-        return {"eval/return": fold(returns).mean(1), "eval/length": fold(lengths).mean(1)}
+        episode_keys = jax.vmap(lambda key: jax.random.split(key, self.episodes))(keys)
+        returns, lengths = environments.episodes(self.env, act, memory, flat(episode_keys))
+        metrics = {"eval/return": fold(returns).mean(1), "eval/length": fold(lengths).mean(1)}
+        scored = next((data for data in _datasets(self.dataset) if data.reference), None)
+        if scored is not None:
+            low, high = scored.reference
+            metrics["eval/score"] = 100.0 * (metrics["eval/return"] - low) / (high - low)
+        return metrics
 
     # -- compiled --
 
@@ -212,128 +246,204 @@ class Program:
         key = (name, *((x.shape, x.dtype) for x in jax.tree.leaves(args)))
         if key not in self._executables:
             began = time.perf_counter()
-            mapped = jax.shard_map(
-                function, mesh=self.mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False
+            executable = self._jitted(function, specs, donate).lower(*args)
+            executable = executable.compile(
+                compiler_options=machine.compiler_options(self.devices[0].platform)
             )
-            executable = (
-                jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharded)
-                .lower(*args)
-                .compile(compiler_options=machine.compiler_options(self.devices[0].platform))
-            )
-            self.compiled[name] = self.compiled.get(name, 0.0) + time.perf_counter() - began
-            _check_memory(executable, self)
+            seconds = time.perf_counter() - began
+            self.compiled[name] = self.compiled.get(name, 0.0) + seconds
+            self._check_memory(executable)
             self._executables[key] = executable
             machine.wait_for_others(f"program {self.index}, {name}, {len(self._executables)}")
         return self._executables[key](*args)
 
-    def init(self) -> Any:
-        return self._compiled(
-            "init", self._init, (self.seeds, self.leaves, self.dataset), (MEMBERS, MEMBERS, ALL)
+    def _jitted(self, function: Callable, specs: tuple, donate: tuple = ()) -> Any:
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False
         )
+        return jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharded)
+
+    def _check_memory(self, executable: Any) -> None:
+        analysis = executable.memory_analysis()
+        if analysis is None:
+            return
+        extra = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        extra -= analysis.alias_size_in_bytes
+        shared = len(self.devices) if self.devices[0].platform == "cpu" else 1
+        what = f"the compiled program for {len(self.members)} members"
+        machine.check_fits(extra * shared, self.devices[0], what)
+
+    def init(self) -> Any:
+        """The states of all members at the start."""
+        specs = (MEMBERS, MEMBERS, ALL)
+        return self._compiled("init", self._init, (self.seeds, self.leaves, self.dataset), specs)
 
     def chunk(
-        self, stage: int, states: Any, totals: Any, start: int, stop: int
-    ) -> tuple[Any, Any, Any]:
-        """Calls `start` to `stop` of a stage; gives states, metric totals, and whether each policy
-        is finite."""
+        self, stage: int, states: Any, totals: Any, frozen: Any, start: int, stop: int
+    ) -> tuple[Any, Any, Any, Any]:
+        """Calls `start` to `stop` of a stage.
+
+        Returns states, metric totals, who has ended the stage, and whether each policy is finite.
+        """
+        data = (self.leaves, self.dataset, np.int32(start), np.int32(stop))
         return self._compiled(
             f"chunk {stage}",
             functools.partial(self._chunk, stage),
-            (states, totals, self.leaves, self.dataset, np.int32(start), np.int32(stop)),
-            (MEMBERS, MEMBERS, MEMBERS, ALL, ALL, ALL),
+            (states, totals, frozen, *data),
+            (MEMBERS, MEMBERS, MEMBERS, MEMBERS, ALL, ALL, ALL),
             donate=(0, 1),
         )
 
-    def evaluate(self, states: Any, step: int) -> dict[str, np.ndarray]:
-        args = (states, self.seeds, self.leaves, self.dataset, np.uint32(step % 2**32))
-        return self.to_host(
-            self._compiled("evaluate", self._evaluate, args, (MEMBERS, MEMBERS, MEMBERS, ALL, ALL))
+    def export(self, stage: int, platforms: tuple[str, ...]) -> Any:
+        """The training program of a stage, lowered for `platforms` that need not be here."""
+        args = (
+            self.state_spec,
+            self.totals(stage),
+            self.nobody(),
+            self.leaves,
+            self.dataset,
+            np.int32(0),
+            np.int32(1),
         )
+        chunk = jax.jit(functools.partial(self._chunk, stage))
+        return jax.export.export(chunk, platforms=platforms)(*args)
 
-    def totals(self, stage: int) -> dict[str, tuple]:
-        """Zeros for the (sum, count) of every metric of a stage."""
+    def evaluate(self, states: Any, step: int) -> dict[str, np.ndarray]:
+        """Metrics of an evaluation after `step` steps, [members] each."""
+        args = (states, self.seeds, self.leaves, self.dataset, np.uint32(step % 2**32))
+        specs = (MEMBERS, MEMBERS, MEMBERS, ALL, ALL)
+        return self.to_host(self._compiled("evaluate", self._evaluate, args, specs))
+
+    def totals(self, stage: int, saved: dict | None = None) -> dict[str, Any]:
+        """The metrics of a stage with nothing counted yet, or as `saved` in a checkpoint."""
         if stage not in self._metrics:
-            run = lambda alg, state: _step_of(alg, stage)(state, jnp.int32(0))[1]
-            self._metrics[stage] = list(
-                jax.eval_shape(
-                    lambda *args: self._each(run, args[0], leaves=args[1], dataset=args[2]),
-                    self.state_spec,
-                    self.leaves,
-                    self.dataset,
-                )
-            )
-        zeros = np.zeros((2, len(self._metrics[stage]), *self.seeds.shape), np.float32)
-        return {
-            name: (self.put(zeros[0, i]), self.put(zeros[1, i]))
-            for i, name in enumerate(self._metrics[stage])
-        }
+            args = (self.state_spec, self.leaves, self.dataset, jnp.int32(0))
+            self._metrics[stage] = jax.eval_shape(functools.partial(self._step, stage), *args)[1]
+        spec = self._metrics[stage]
+        if saved:
+            return {name: type(spec[name])(*map(self.spread, saved[name])) for name in spec}
+        return jax.tree.map(lambda x: self.put(np.zeros(x.shape, x.dtype)), spec)
+
+    def nobody(self) -> jax.Array:
+        """False for every member."""
+        return self.put(np.zeros(len(self.seeds), bool))
 
     def enter(self, stage: Stage, states: Any) -> Any:
         """The hand-over before a stage: the states of all members go through the host."""
         if stage.enter is None:
             return states
-        states = jax.tree.map(self._place, stage.enter(self.to_host(states)), self.state_spec)
-        self.state_spec = jax.eval_shape(lambda s: s, states)
+        entered = stage.enter(self.to_host(states), [member.config for member in self.members])
+        states = jax.tree.map(self._place, entered, self.state_spec)
+        self._changed(states)
         return states
+
+    def _changed(self, states: Any) -> None:
+        """Take up the sizes of leaves that a stage has changed."""
+        self.state_spec = jax.eval_shape(lambda s: s, states)
+        self._metrics.clear()
 
     def _place(self, x: Any, spec: Any) -> jax.Array:
-        if not jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
-            return self.spread(x)
-        return jax.random.wrap_key_data(
-            self.spread(x), impl=str(jax.random.key_impl(jax.random.key(0)))
-        )
+        if not is_key(spec):
+            return self.spread(np.asarray(x, spec.dtype))
+        impl = str(jax.random.key_impl(jax.random.key(0)))
+        return jax.random.wrap_key_data(self.spread(x), impl=impl)
 
-    def restore(self, leaves: list[np.ndarray]) -> Any:
-        """States from the leaves of a checkpoint. Raises `Refused` where they are those of
-        something else."""
-        specs, treedef = jax.tree.flatten(self.state_spec)
-        if len(leaves) != len(specs) or any(
-            x.ndim == 0 or len(x) != len(self.members) for x in leaves
-        ):
-            raise Refused(
-                "the checkpoint holds the states of other members, or of another version of the algorithm; "
-                "start again in another --out"
-            )
-        states = jax.tree.unflatten(
-            treedef, [self._place(x, spec) for x, spec in zip(leaves, specs, strict=True)]
-        )
-        self.state_spec = jax.eval_shape(lambda s: s, states)
+    def restore(self, leaves: dict[str, np.ndarray] | list[np.ndarray]) -> Any:
+        """States from the leaves of a checkpoint, by name (in old ones by order).
+
+        Raises `Refused` where they are those of something else.
+        """
+        specs = named(self.state_spec)
+        if isinstance(leaves, list):
+            if len(leaves) != len(specs):
+                raise Refused(
+                    f"the checkpoint holds {len(leaves)} arrays, but the training state has "
+                    f"{len(specs)}: it is of another version of the algorithm; start again in "
+                    "another --out"
+                )
+            leaves = dict(zip(specs, leaves, strict=True))
+        self._check_leaves(leaves, specs)
+        placed = [self._place(leaves[name], spec) for name, spec in specs.items()]
+        states = jax.tree.unflatten(jax.tree.structure(self.state_spec), placed)
+        self._changed(states)
         return states
 
+    def _check_leaves(self, leaves: dict[str, np.ndarray], specs: dict[str, Any]) -> None:
+        """Raise `Refused` where leaves differ from the training state in name, size or type."""
+        other = [f"no {name}" for name in specs if name not in leaves]
+        other += [f"{name}, which is unknown" for name in leaves if name not in specs]
+        for name in specs:
+            if name not in leaves:
+                continue
+            x, spec = leaves[name], specs[name]
+            mine = [len(self.members), *spec.shape[1:]]
+            fits = x.ndim > 0 and len(x) == len(self.members)
+            if not is_key(spec):
+                # Stages may change sizes, but neither ranks nor types.
+                free = any(stage.enter for stage in self.stages) and x.ndim == len(mine)
+                fits &= (free or list(x.shape) == mine) and x.dtype == spec.dtype
+            if not fits:
+                other.append(f"{name} {x.dtype}{list(x.shape)} where {spec.dtype}{mine} is due")
+        if other:
+            raise Refused(
+                f"the checkpoint holds {'; '.join(other[:4])}: it is of other members, or of "
+                "another version of the algorithm; start again in another --out"
+            )
 
-def _step_of(algorithm: Algorithm, stage: int) -> Callable:
-    return algorithm.stages[stage].step if algorithm.stages else algorithm.step  # type: ignore[return-value]
+
+def _name(members: list[Member]) -> str:
+    """The swept fields that all members share."""
+    shared = [
+        f"{key}={value}"
+        for key, value in members[0].swept.items()
+        if all(m.swept[key] == value for m in members)
+    ]
+    return " ".join(shared)
+
+
+def _stages(algorithm: Algorithm, config: Any) -> list[Stage]:
+    """The stages of a pipeline, or training as a single one."""
+    if algorithm.stages:
+        for stage in algorithm.stages:
+            for field in ("calls", "check_every", "steps_per_call"):
+                if getattr(stage, field) < 1:
+                    value = getattr(stage, field)
+                    raise Refused(
+                        f"stage {stage.name!r}: {field} is {value}; it must be at least 1"
+                    )
+        return list(algorithm.stages)
+    if algorithm.step is None:
+        raise TypeError("an Algorithm needs either a step or stages")
+    if not hasattr(config, "total_steps"):
+        raise TypeError(
+            f"{type(config).__name__} needs a static field 'total_steps', since its algorithm has "
+            "no stages that say how many calls they make"
+        )
+    if config.total_steps < 1:
+        raise Refused(f"--total-steps is {config.total_steps}; it must be at least 1")
+    return [
+        Stage(
+            "train",
+            algorithm.step,
+            calls=-(-config.total_steps // algorithm.steps_per_call),
+            steps_per_call=algorithm.steps_per_call,
+            updates_per_call=algorithm.updates_per_call,
+            evaluate=True,
+        )
+    ]
+
+
+def _datasets(dataset: Any) -> list[Any]:
+    """The data sets that a run was given: none, one, or several by name."""
+    if dataset is None:
+        return []
+    return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+
+
+def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
 def _all_finite(tree: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all() if floats else jnp.bool_(True)
-
-
-def to_host(tree: Any) -> Any:
-    """NumPy copies of all members' arrays, also of those that other processes hold; keys become
-    their raw data."""
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    raw = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
-    if jax.process_count() > 1 and jax.tree.leaves(raw):
-        mesh = jax.tree.leaves(raw)[0].sharding.mesh
-        raw = jax.jit(_same, out_shardings=NamedSharding(mesh, ALL))(raw)
-    return jax.device_get(raw)
-
-
-def _same(tree: Any) -> Any:
-    return tree
-
-
-def _check_memory(executable: Any, program: Program) -> None:
-    analysis = executable.memory_analysis()
-    if analysis is None:
-        return
-    extra = (
-        analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    )
-    machine.check_fits(
-        extra * (len(program.devices) if program.devices[0].platform == "cpu" else 1),
-        program.devices[0],
-        f"the compiled program for {len(program.members)} members",
-    )

@@ -15,8 +15,9 @@ import numpy as np
 
 from rlzoo import machine, search
 from rlzoo.algorithm import Refused
-from rlzoo.run.loading import named, trained
+from rlzoo.run.loading import trained
 from rlzoo.run.record import Record
+from rlzoo.run.trees import named
 
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / "results" / "qstar" / "weights"
 
