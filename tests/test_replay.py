@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlzoo import replay
-from rlzoo.replay import Prioritised, Trajectory, Uniform
+from rlzoo.replay import Prioritized, Trajectory, Uniform
 
 CAPACITY, ENVS, GAMMA, BETA = 12, 3, 0.9, 0.7
 
@@ -101,8 +101,8 @@ def compiled(kind, span):
     if kind == "uniform":
         buffer = Uniform(CAPACITY, EXAMPLE, ENVS, span)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA)
-    elif kind == "prioritised":
-        buffer = Prioritised(CAPACITY, EXAMPLE, ENVS, span, alpha=0.5)
+    elif kind == "prioritized":
+        buffer = Prioritized(CAPACITY, EXAMPLE, ENVS, span, alpha=0.5)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA, BETA)
     else:
         buffer = Trajectory(CAPACITY, EXAMPLE, span, ENVS)
@@ -175,8 +175,8 @@ OPERATION = st.one_of(
 @pytest.mark.parametrize("span", [1, 3])
 @fast
 @given(operations=st.lists(OPERATION, max_size=16), seed=st.integers(0, 1000))
-def test_prioritised_is_the_reference(span, operations, seed):
-    buffer, add, draws, update = compiled("prioritised", span)
+def test_prioritized_is_the_reference(span, operations, seed):
+    buffer, add, draws, update = compiled("prioritized", span)
     state, reference = buffer.init(), Reference()
     priority, largest, t = {}, 1.0, 0  # (t, env) of a start -> priority
     for operation in [*["..."] * span, *operations]:
@@ -254,7 +254,7 @@ def test_naive_windows_cross():
 
 MANY = {
     "uniform": lambda: compiled("uniform", 3),
-    "prioritised": lambda: compiled("prioritised", 3),
+    "prioritized": lambda: compiled("prioritized", 3),
     "trajectory": lambda: compiled("trajectory", 3),
 }
 
@@ -267,7 +267,7 @@ def test_every_leaf_keeps_its_dtype(kind):
     after = jax.eval_shape(buffer.add, state, block(0), jnp.int32(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert jax.tree.map(lambda x: x.dtype, after.data) == want
-    extra = {"uniform": (GAMMA,), "prioritised": (GAMMA, BETA), "trajectory": ()}[kind]
+    extra = {"uniform": (GAMMA,), "prioritized": (GAMMA, BETA), "trajectory": ()}[kind]
     sample = jax.eval_shape(lambda s: buffer.sample(s, jax.random.key(0), 5, *extra), state)
     rows = sample if kind == "trajectory" else sample.batch
     assert jax.tree.map(lambda x: x.dtype, rows) == want
@@ -293,12 +293,12 @@ def test_members_are_what_they_are_alone(kind):
     def run(add, draw, learn, adds, keys):
         """7 adds, a draw, and where there are priorities an update and another draw."""
         state = jax.tree.map(lambda x: np.zeros((*keys.shape, *x.shape), x.dtype), buffer.init())
-        if kind == "prioritised":
+        if kind == "prioritized":
             state = state.replace(max_priority=np.ones(keys.shape, np.float32))
         for t, batch in enumerate(adds):
             state = add(state, batch, t)
         sample = draw(state, keys)
-        if kind == "prioritised":
+        if kind == "prioritized":
             state = learn(state, sample)
             sample = draw(state, keys)
         return jax.device_get((state, sample))
@@ -341,7 +341,7 @@ def test_inside_make_with_traced_hyper_parameters():
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state, alpha, discount, ts):
         def member(state, alpha, discount, t):
-            buffer = Prioritised(CAPACITY, EXAMPLE, ENVS, 2, alpha)
+            buffer = Prioritized(CAPACITY, EXAMPLE, ENVS, 2, alpha)
             batch = jax.tree.map(lambda x: jnp.zeros((ENVS, *x.shape), x.dtype), buffer.row)
             state = buffer.add(state, batch, t)
             sample = buffer.sample(
@@ -353,7 +353,7 @@ def test_inside_make_with_traced_hyper_parameters():
         return jax.lax.scan(step, state, ts)
 
     state = jax.tree.map(
-        lambda x: jnp.stack([x, x]), Prioritised(CAPACITY, EXAMPLE, ENVS, 2).init()
+        lambda x: jnp.stack([x, x]), Prioritized(CAPACITY, EXAMPLE, ENVS, 2).init()
     )
     state, discount = train(state, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.9]), jnp.arange(6))
     np.testing.assert_allclose(state.max_priority, [1, 4])
@@ -388,9 +388,9 @@ def chi_square(count, chance, z=4.0):
     return ((count - expected) ** 2 / expected).sum() < critical
 
 
-def test_prioritised_frequencies():
+def test_prioritized_frequencies():
     priority = np.random.default_rng(0).exponential(size=100).astype(np.float32)
-    buffer = Prioritised(100, {"x": 0}, num_envs=100, alpha=0.6)
+    buffer = Prioritized(100, {"x": 0}, num_envs=100, alpha=0.6)
     state = jax.jit(buffer.add)(buffer.init(), {"x": np.arange(100, dtype=np.int32)}, 0)
     state = jax.jit(buffer.update)(state, np.arange(100), priority)
     draw = jax.jit(jax.vmap(lambda k: buffer.sample(state, k, 1, 1.0, 1.0).index))
@@ -434,7 +434,7 @@ def million():
     """A million rows, half of them with priority 0, after many updates whose sizes span 12
     decades."""
     n, rng = 1_000_000, np.random.default_rng(0)
-    buffer = Prioritised(n, {"x": jnp.int8(0)}, num_envs=n, alpha=1.0)
+    buffer = Prioritized(n, {"x": jnp.int8(0)}, num_envs=n, alpha=1.0)
     state = jax.jit(buffer.add)(buffer.init(), {"x": np.zeros(n, np.int8)}, 0)
     update = jax.jit(buffer.update, donate_argnums=0)
     for _ in range(10):
@@ -548,8 +548,8 @@ BAD = {
     "terminated is float32\\[\\] per row, must be one bool":
         lambda: Uniform(10, EXAMPLE._replace(terminated=0.0), 1, 2),
     "Trajectory needs a NamedTuple .* has no terminated, truncated": lambda: Trajectory(10, {"x": 0}, 2),
-    "alpha=1.5: must lie in \\[0, 1\\]": lambda: Prioritised(10, EXAMPLE, alpha=1.5),
-    "alpha=nan": lambda: Prioritised(10, EXAMPLE, alpha=math.nan),
+    "alpha=1.5: must lie in \\[0, 1\\]": lambda: Prioritized(10, EXAMPLE, alpha=1.5),
+    "alpha=nan": lambda: Prioritized(10, EXAMPLE, alpha=math.nan),
     "batch n=13 with capacity=12": lambda: sample_of("uniform", 13),
     "batch n=0 with capacity=12": lambda: sample_of("uniform", 0),
     "batch n=14 with capacity=12": lambda: sample_of("trajectory", 14),
@@ -574,7 +574,7 @@ def add_of(batch):
 
 
 def update_of(index, priority):
-    buffer = MANY["prioritised"]()[0]
+    buffer = MANY["prioritized"]()[0]
     return buffer.update(buffer.init(), index, priority)
 
 
@@ -591,7 +591,7 @@ def test_cost_does_not_grow_with_capacity():
 
     def seconds(capacity):
         row = EXAMPLE._replace(extra=())  # without bfloat16, which XLA writes in O(capacity) on CPU
-        buffer = Prioritised(capacity, row, 4, 3)
+        buffer = Prioritized(capacity, row, 4, 3)
 
         def step(state, t):
             batch = jax.tree.map(lambda x: jnp.zeros((4, *x.shape), x.dtype), buffer.row)
