@@ -364,6 +364,9 @@ class Prioritized(_Transitions):
         Where a row occurs twice, the larger priority counts. Add a small constant to errors that
         may be 0: a priority that is 0, negative or not finite is taken as 0, and that row is not
         drawn.
+
+        Under `lax.cond`, keep `sample` and `update` in two of them: in one, the tree is copied at
+        every call, which costs O(capacity).
         """
         _check_priorities(index, priority)
         priority = priority.astype(jnp.float32)
