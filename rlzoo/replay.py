@@ -19,12 +19,12 @@ does nothing in `update`, so that neither is in the compiled program. `Masked` d
 which a mask says which rows are real; `Trajectory` draws windows. The target is right for every
 buffer that draws transitions, and for every `n_step`.
 
-Rows are kept in a ring: the call
-`add(..., t)` writes the *block* of `num_envs` rows from `t % (capacity // num_envs) * num_envs` on,
-so environment e owns rows e, e + num_envs, ... in the order of time; n-step returns and windows are
-read from rows stored once. The position comes from `t`, which all members share (`in_axes=None`),
-and not from the state: under vmap the write still compiles to one dynamic-update-slice per leaf,
-where a position per member becomes a scatter (`Masked` has no other choice).
+Rows are kept in a ring: the call `add(..., t)` writes the *block* of `num_envs` rows from
+`t % (capacity // num_envs) * num_envs` on, so environment e owns rows e, e + num_envs, ... in the
+order of time; n-step returns and windows are read from rows stored once. The position comes from
+`t`, which all members share (`in_axes=None`), and not from the state: under vmap the write still
+compiles to one dynamic-update-slice per leaf, where a position per member becomes a scatter
+(`Masked` has no other choice).
 
 `Prioritized` and `Trajectory` draw from a tree of sums (see `_find`): a draw reads O(log capacity)
 nodes, and a parent is always the fresh sum of its children, so errors do not accumulate.
@@ -37,7 +37,7 @@ XLA converts the whole array at every write (100-200 at a million rows).
 A draw from a buffer in which nothing can be drawn is not an error (sizes are not known inside a
 compiled program): it returns row 0, all zeros. Guard it with `t`: after the call of `add` with
 index t there are `min(t + 1, capacity // num_envs) * num_envs` rows, less `(n_step - 1) * num_envs`
-starts. The state of `Masked` alone knows how many it has: `state.size`.
+starts. How many rows `Masked` has does not follow from `t`: see `state.size`.
 """
 
 import dataclasses
