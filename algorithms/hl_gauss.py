@@ -386,7 +386,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         n_step=config.n_step,
     )
     if config.prioritised:
-        buffer = rlzoo.replay.Prioritised(**sizes, alpha=config.priority_alpha)
+        buffer = rlzoo.replay.Prioritized(**sizes, alpha=config.priority_alpha)
     else:
         buffer = rlzoo.replay.Uniform(**sizes)
     calls = -(-config.total_steps // config.num_envs)
@@ -414,8 +414,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def update(params, target_params, opt_state, replay, key, t):
         beta = config.priority_beta + (1.0 - config.priority_beta) * t / calls
-        extra = (beta,) if config.prioritised else ()
-        sample = buffer.sample(replay, key, config.batch_size, config.discount, *extra)
+        sample = buffer.sample(replay, key, config.batch_size, config.discount, beta)
         vector, unravel = ravel_pytree(
             params
         )  # one vector: an optimiser step is then one fused loop
@@ -441,11 +440,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         params, opt_state, priorities, losses = jax.lax.cond(
             t >= first_update, learn, lambda: (state.params, state.opt_state, *wait())
         )
-        replay = state.buffer
-        if config.prioritised:
-            replay = jax.lax.cond(
-                t >= first_update, lambda: buffer.update(replay, *priorities), lambda: replay
-            )
+        # apart from `learn`, which reads the priorities: otherwise they are copied at every call
+        replay = jax.lax.cond(
+            t >= first_update,
+            lambda: buffer.update(state.buffer, *priorities),
+            lambda: state.buffer,
+        )
         target_params = jax.lax.cond(
             t % target_every == 0, lambda: params, lambda: state.target_params
         )

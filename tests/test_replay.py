@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlzoo import replay
-from rlzoo.replay import Prioritised, Trajectory, Uniform
+from rlzoo.replay import Masked, Prioritized, Trajectory, Uniform
 
 CAPACITY, ENVS, GAMMA, BETA = 12, 3, 0.9, 0.7
 
@@ -100,9 +100,9 @@ def compiled(kind, span):
     file."""
     if kind == "uniform":
         buffer = Uniform(CAPACITY, EXAMPLE, ENVS, span)
-        draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA)
-    elif kind == "prioritised":
-        buffer = Prioritised(CAPACITY, EXAMPLE, ENVS, span, alpha=0.5)
+        draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA, BETA)
+    elif kind == "prioritized":
+        buffer = Prioritized(CAPACITY, EXAMPLE, ENVS, span, alpha=0.5)
         draw = lambda state, key: buffer.sample(state, key, CAPACITY, GAMMA, BETA)
     else:
         buffer = Trajectory(CAPACITY, EXAMPLE, span, ENVS)
@@ -175,8 +175,8 @@ OPERATION = st.one_of(
 @pytest.mark.parametrize("span", [1, 3])
 @fast
 @given(operations=st.lists(OPERATION, max_size=16), seed=st.integers(0, 1000))
-def test_prioritised_is_the_reference(span, operations, seed):
-    buffer, add, draws, update = compiled("prioritised", span)
+def test_prioritized_is_the_reference(span, operations, seed):
+    buffer, add, draws, update = compiled("prioritized", span)
     state, reference = buffer.init(), Reference()
     priority, largest, t = {}, 1.0, 0  # (t, env) of a start -> priority
     for operation in [*["..."] * span, *operations]:
@@ -254,7 +254,7 @@ def test_naive_windows_cross():
 
 MANY = {
     "uniform": lambda: compiled("uniform", 3),
-    "prioritised": lambda: compiled("prioritised", 3),
+    "prioritized": lambda: compiled("prioritized", 3),
     "trajectory": lambda: compiled("trajectory", 3),
 }
 
@@ -267,7 +267,7 @@ def test_every_leaf_keeps_its_dtype(kind):
     after = jax.eval_shape(buffer.add, state, block(0), jnp.int32(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert jax.tree.map(lambda x: x.dtype, after.data) == want
-    extra = {"uniform": (GAMMA,), "prioritised": (GAMMA, BETA), "trajectory": ()}[kind]
+    extra = () if kind == "trajectory" else (GAMMA, BETA)
     sample = jax.eval_shape(lambda s: buffer.sample(s, jax.random.key(0), 5, *extra), state)
     rows = sample if kind == "trajectory" else sample.batch
     assert jax.tree.map(lambda x: x.dtype, rows) == want
@@ -291,14 +291,14 @@ def test_members_are_what_they_are_alone(kind):
     ends = np.random.default_rng(0).choice(list("....eu"), (3, 7, ENVS))
 
     def run(add, draw, learn, adds, keys):
-        """7 adds, a draw, and where there are priorities an update and another draw."""
+        """7 adds, a draw, and where there are transitions an update and another draw."""
         state = jax.tree.map(lambda x: np.zeros((*keys.shape, *x.shape), x.dtype), buffer.init())
-        if kind == "prioritised":
+        if kind == "prioritized":
             state = state.replace(max_priority=np.ones(keys.shape, np.float32))
         for t, batch in enumerate(adds):
             state = add(state, batch, t)
         sample = draw(state, keys)
-        if kind == "prioritised":
+        if kind != "trajectory":
             state = learn(state, sample)
             sample = draw(state, keys)
         return jax.device_get((state, sample))
@@ -341,7 +341,7 @@ def test_inside_make_with_traced_hyper_parameters():
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state, alpha, discount, ts):
         def member(state, alpha, discount, t):
-            buffer = Prioritised(CAPACITY, EXAMPLE, ENVS, 2, alpha)
+            buffer = Prioritized(CAPACITY, EXAMPLE, ENVS, 2, alpha)
             batch = jax.tree.map(lambda x: jnp.zeros((ENVS, *x.shape), x.dtype), buffer.row)
             state = buffer.add(state, batch, t)
             sample = buffer.sample(
@@ -353,7 +353,7 @@ def test_inside_make_with_traced_hyper_parameters():
         return jax.lax.scan(step, state, ts)
 
     state = jax.tree.map(
-        lambda x: jnp.stack([x, x]), Prioritised(CAPACITY, EXAMPLE, ENVS, 2).init()
+        lambda x: jnp.stack([x, x]), Prioritized(CAPACITY, EXAMPLE, ENVS, 2).init()
     )
     state, discount = train(state, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.9]), jnp.arange(6))
     np.testing.assert_allclose(state.max_priority, [1, 4])
@@ -388,9 +388,9 @@ def chi_square(count, chance, z=4.0):
     return ((count - expected) ** 2 / expected).sum() < critical
 
 
-def test_prioritised_frequencies():
+def test_prioritized_frequencies():
     priority = np.random.default_rng(0).exponential(size=100).astype(np.float32)
-    buffer = Prioritised(100, {"x": 0}, num_envs=100, alpha=0.6)
+    buffer = Prioritized(100, {"x": 0}, num_envs=100, alpha=0.6)
     state = jax.jit(buffer.add)(buffer.init(), {"x": np.arange(100, dtype=np.int32)}, 0)
     state = jax.jit(buffer.update)(state, np.arange(100), priority)
     draw = jax.jit(jax.vmap(lambda k: buffer.sample(state, k, 1, 1.0, 1.0).index))
@@ -423,6 +423,205 @@ def test_uniform_frequencies(kind):
     assert chi_square(np.bincount(np.ravel(drawn), minlength=100), np.ones(100))
 
 
+# ---- one set of verbs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [1, 3])
+def test_uniform_and_prioritized_run_the_same_program_text(span):
+    """With alpha = 0 and beta = 0 priorities change nothing: both draw starts alike, weighted 1."""
+    drawn = {}
+    for kind in ("uniform", "prioritized"):
+        sizes = dict(capacity=CAPACITY, example=EXAMPLE, num_envs=ENVS, n_step=span)
+        buffer = Prioritized(**sizes, alpha=0.0) if kind == "prioritized" else Uniform(**sizes)
+
+        def step(state, t, buffer=buffer):
+            """What dqn.py does: the one line above is all that differs."""
+            batch = jax.tree.map(lambda x: jnp.zeros((ENVS, *x.shape), x.dtype), buffer.row)
+            name = t * ENVS + jnp.arange(ENVS, dtype=jnp.int32)
+            state = buffer.add(state, batch._replace(action=name), t)
+            key = jax.random.fold_in(jax.random.key(0), t)
+            sample = buffer.sample(state, key, CAPACITY, GAMMA, beta=t / 50)
+            state = buffer.update(state, sample.index, jnp.abs(sample.batch.reward) + 1.0)
+            return state, sample
+
+        run = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(50)), donate_argnums=0)
+        sample = run(buffer.init())[1]
+        assert (sample.weight[span:] == 1).all() and (sample.discount > 0).all()
+        for t in range(span, 50):
+            first = max(0, t + 1 - CAPACITY // ENVS) * ENVS
+            starts = set(range(first, (t + 2 - span) * ENVS))
+            assert set(np.asarray(sample.batch.action[t]).tolist()) <= starts
+        drawn[kind] = jax.tree.map(lambda x: (x.shape, x.dtype), sample)
+    assert drawn["uniform"] == drawn["prioritized"]
+
+
+def test_beta_is_the_full_correction_unless_said():
+    buffer, add, _, update = compiled("prioritized", 1)
+    state = update(add(buffer.init(), block(0), 0), np.arange(3), np.array([1.0, 4.0, 9.0], "f4"))
+    draw = jax.jit(lambda *beta: buffer.sample(state, jax.random.key(0), 12, GAMMA, *beta).weight)
+    np.testing.assert_array_equal(draw(), draw(1.0))
+    assert not np.array_equal(draw(), draw(0.5))
+
+
+@pytest.mark.parametrize("only_for", ["beta", "priority"])
+def test_uniform_pays_nothing_for_priorities(only_for):
+    """An arctangent that only `beta` or the priorities ask for is not in the compiled program, nor
+    is the `cond` around `update`; where rows have priorities, both are."""
+
+    def program(kind):
+        buffer, _, _, _ = compiled(kind, 1)
+
+        def step(state, t):
+            beta = jnp.arctan2(t * 0.1, 2.0) if only_for == "beta" else 0.5
+            sample = buffer.sample(state, jax.random.key(0), 4, GAMMA, beta)
+
+            def learn():
+                error = sample.batch.reward
+                priority = jnp.arctan2(error, 2.0) if only_for == "priority" else error
+                return (sample.weight * error).sum(), priority
+
+            loss, priority = jax.lax.cond(t > 3, learn, lambda: (0.0, jnp.zeros(4)))
+            change = lambda: buffer.update(state, sample.index, priority)
+            return jax.lax.cond(t > 3, change, lambda: state), loss
+
+        lowered = jax.jit(step, donate_argnums=0).lower(buffer.init(), jnp.int32(0))
+        text = lowered.compile().as_text()
+        return " atan2(" in text, text.count(" conditional(")
+
+    assert program("prioritized") == (True, 2)
+    assert program("uniform") == (False, 1)
+
+
+@pytest.mark.parametrize("buffer", [Uniform(10, EXAMPLE), Masked(10, EXAMPLE, 6)])
+def test_update_of_a_buffer_without_priorities_is_the_state(buffer):
+    state = buffer.init()
+    assert buffer.update(state, jnp.zeros(4, jnp.int32), jnp.ones(4)) is state
+
+
+# ---- rows of varying number ----------------------------------------------------------------------
+
+GIVEN = 6
+MASKED = Masked(10, EXAMPLE, GIVEN)
+masked_add = jax.jit(MASKED.add, donate_argnums=0)
+
+
+def masks(seed, calls):
+    """[calls, GIVEN]: masks from empty to full."""
+    rng = np.random.default_rng(seed)
+    return rng.random((calls, GIVEN)) < rng.choice([0.0, 0.3, 0.7, 1.0], (calls, 1))
+
+
+def masked_reference(given, masks, capacity):
+    """The ring in plain NumPy: (rows [capacity, ...], rows stored, where the next one goes)."""
+    data = jax.tree.map(lambda x: np.zeros((capacity, *x.shape), x.dtype), MASKED.row)
+    count = 0
+    for batch, mask in zip(given, masks, strict=True):
+        for i in np.flatnonzero(mask):
+            for stored, new in zip(jax.tree.leaves(data), jax.tree.leaves(batch), strict=True):
+                stored[count % capacity] = np.asarray(new[i])
+            count += 1
+    return data, min(count, capacity), count % capacity
+
+
+@fast
+@given(
+    calls=st.lists(st.lists(st.booleans(), min_size=GIVEN, max_size=GIVEN), max_size=8),
+    seed=st.integers(0, 1000),
+)
+def test_masked_is_the_reference(calls, seed):
+    state = MASKED.init()
+    given = [block(t, "." * GIVEN, GIVEN) for t in range(len(calls))]
+    for batch, mask in zip(given, calls, strict=True):
+        state = masked_add(state, batch, np.array(mask))
+    data, size, pos = masked_reference(given, calls, 10)
+    chex.assert_trees_all_equal(state, replay.ReplayState(data, np.int32(size), np.int32(pos)))
+    sample = flat(jax.vmap(lambda key: MASKED.sample(state, key, 10, GAMMA))(split(seed)))
+    chex.assert_trees_all_equal(sample.batch, jax.tree.map(lambda x: x[sample.index], data))
+    stored = {(pos - 1 - back) % 10 for back in range(size)}
+    assert set(sample.index.tolist()) == (stored or {0})  # 240 draws: no row is missed
+    assert (sample.weight == 1).all() and (sample.discount == np.float32(GAMMA)).all()
+
+
+@pytest.mark.parametrize("capacity", [GIVEN, 10, 100])
+def test_masked_members_have_masks_of_their_own(capacity):
+    """Every member's ring is at a place of its own; state donated, in a compiled scan."""
+    buffer, calls, members = Masked(capacity, EXAMPLE, GIVEN), 9, 4
+    each = np.stack([masks(m, calls) for m in range(members)], axis=1)
+    each[:, 0] = False
+    given = [block(t, "." * GIVEN, GIVEN) for t in range(calls)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *given)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state):
+        body = lambda state, x: (jax.vmap(buffer.add, (0, None, 0))(state, *x), None)
+        return jax.lax.scan(body, state, (stacked, each))[0]
+
+    start = jax.tree.map(lambda x: jnp.stack([x] * members), buffer.init())
+    state = run(start)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+    assert len(set(state.pos.tolist())) > 1
+    for m in range(members):
+        data, size, pos = masked_reference(given, each[:, m], capacity)
+        want = replay.ReplayState(data, np.int32(size), np.int32(pos))
+        chex.assert_trees_all_equal(jax.tree.map(lambda x, m=m: x[m], state), want)
+
+
+def test_masked_takes_rollouts_as_they_are():
+    """Rows [horizon, n, ...] with a mask [horizon, n] are those rows one after the other."""
+    batch, mask = block(0, "." * GIVEN, GIVEN), np.array([True, False, True, True, False, True])
+    fold = lambda x: x.reshape(2, 3, *x.shape[1:])
+    folded = jax.jit(MASKED.add)(MASKED.init(), jax.tree.map(fold, batch), fold(mask))
+    chex.assert_trees_all_equal(folded, masked_add(MASKED.init(), batch, mask))
+    assert np.asarray(folded.data.action[:4]).tolist() == [0, 2, 3, 5]
+
+
+def test_a_call_without_real_rows_changes_nothing():
+    state = masked_add(MASKED.init(), block(1, "." * GIVEN, GIVEN), np.ones(GIVEN, bool))
+    before = jax.device_get(state)
+    after = masked_add(state, block(9, "." * GIVEN, GIVEN), np.zeros(GIVEN, bool))
+    chex.assert_trees_all_equal(after, before)
+
+
+def test_masked_is_written_in_place():
+    """Compiled with the state donated, an add needs no memory of the buffer's size."""
+    buffer = Masked(100_000, {"x": jnp.zeros(8)}, 50)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), buffer.init())
+    batch = {"x": jax.ShapeDtypeStruct((3, 50, 8), jnp.float32)}
+    mask = jax.ShapeDtypeStruct((3, 50), bool)
+    run = jax.jit(jax.vmap(buffer.add), donate_argnums=0).lower(state, batch, mask).compile()
+    assert run.memory_analysis().temp_size_in_bytes < buffer.nbytes() / 10
+
+
+def test_masked_frequencies_and_newest():
+    buffer = Masked(100, {"x": 0}, 60)
+    state, add = buffer.init(), jax.jit(buffer.add)
+    for t in range(4):  # 160 rows, the last of them at place 59
+        name = np.arange(60, dtype=np.int32) + 100 * t
+        state = add(state, {"x": name}, np.arange(60) % 3 != t % 3 if t else np.ones(60, bool))
+    real = int(state.pos)
+    assert int(state.size) == 100 and real == (60 + 3 * 40) % 100
+    keys = jax.random.split(jax.random.key(0), 500)
+
+    @jax.jit
+    def draw(newest):
+        sample = jax.vmap(lambda key: buffer.sample(state, key, 100, 1.0, newest=newest))(keys)
+        return (real - 1 - sample.index) % 100  # how many rows are newer
+
+    everything = np.bincount(np.ravel(draw(None)), minlength=100)
+    assert chi_square(everything, np.ones(100))
+    for newest, want in ((30, 30), (99, 99), (100, 100), (2**31 - 1, 100), (1, 1), (0, 1)):
+        count = np.bincount(np.ravel(draw(jnp.int32(newest))))
+        assert len(count) == want and (want == 1 or chi_square(count, np.ones(want)))
+    np.testing.assert_array_equal(draw(jnp.int32(100)), draw(None))
+
+
+def test_an_empty_masked_buffer_gives_row_zero():
+    for newest in (None, 0, 5):
+        sample = MASKED.sample(MASKED.init(), jax.random.key(0), 5, GAMMA, newest=newest)
+        assert (sample.index == 0).all()
+        assert not any(np.any(x) for x in jax.tree.leaves(sample.batch))
+
+
 class Ends(NamedTuple):
     x: Any
     terminated: Any
@@ -434,7 +633,7 @@ def million():
     """A million rows, half of them with priority 0, after many updates whose sizes span 12
     decades."""
     n, rng = 1_000_000, np.random.default_rng(0)
-    buffer = Prioritised(n, {"x": jnp.int8(0)}, num_envs=n, alpha=1.0)
+    buffer = Prioritized(n, {"x": jnp.int8(0)}, num_envs=n, alpha=1.0)
     state = jax.jit(buffer.add)(buffer.init(), {"x": np.zeros(n, np.int8)}, 0)
     update = jax.jit(buffer.update, donate_argnums=0)
     for _ in range(10):
@@ -541,6 +740,15 @@ BAD = {
     "n_step=4 with num_envs=4 needs 16 rows, but capacity=12: at most n_step=3":
         lambda: Uniform(12, EXAMPLE, 4, 4),
     "length=7 with num_envs=2 .* at most length=6": lambda: Trajectory(12, EXAMPLE, 7, 2),
+    "num_rows=0: must be at least 1": lambda: Masked(10, EXAMPLE, 0),
+    "capacity=5 is less than num_rows=6: one add would not fit": lambda: Masked(5, EXAMPLE, 6),
+    "mask is int32\\[6\\], must be bool with num_rows=6 in all":
+        lambda: MASKED.add(MASKED.init(), block(0, "......", 6), np.ones(6, np.int32)),
+    "mask is bool\\[5\\], must be bool with num_rows=6":
+        lambda: MASKED.add(MASKED.init(), block(0, ".....", 5), np.ones(5, bool)),
+    "batch.obs is uint8\\[3, 2, 2\\], must be uint8\\[6, 2, 2\\] .*mask, ":
+        lambda: MASKED.add(MASKED.init(), block(0), np.ones(6, bool)),
+    "batch n=11 with capacity=10": lambda: MASKED.sample(MASKED.init(), jax.random.key(0), 11, 1.0),
     "has no leaves": lambda: Uniform(10, ()),
     "n_step=2 needs a NamedTuple .* has no reward, next_obs": lambda: Uniform(10, NO_REWARD, 1, 2),
     "n_step=2 needs a NamedTuple": lambda: Uniform(10, {"reward": 0.0}, 1, 2),
@@ -548,8 +756,8 @@ BAD = {
     "terminated is float32\\[\\] per row, must be one bool":
         lambda: Uniform(10, EXAMPLE._replace(terminated=0.0), 1, 2),
     "Trajectory needs a NamedTuple .* has no terminated, truncated": lambda: Trajectory(10, {"x": 0}, 2),
-    "alpha=1.5: must lie in \\[0, 1\\]": lambda: Prioritised(10, EXAMPLE, alpha=1.5),
-    "alpha=nan": lambda: Prioritised(10, EXAMPLE, alpha=math.nan),
+    "alpha=1.5: must lie in \\[0, 1\\]": lambda: Prioritized(10, EXAMPLE, alpha=1.5),
+    "alpha=nan": lambda: Prioritized(10, EXAMPLE, alpha=math.nan),
     "batch n=13 with capacity=12": lambda: sample_of("uniform", 13),
     "batch n=0 with capacity=12": lambda: sample_of("uniform", 0),
     "batch n=14 with capacity=12": lambda: sample_of("trajectory", 14),
@@ -557,7 +765,12 @@ BAD = {
     "batch.reward is int32\\[3\\], must be float32\\[3\\]":
         lambda: add_of(block(0)._replace(reward=np.zeros(3, int))),
     "add: batch is a .* the example was a": lambda: add_of({"x": 1}),
-    "index has shape \\(3,\\) and priority \\(2,\\)": lambda: update_of(jnp.zeros(3, int), jnp.zeros(2)),
+    "index has shape \\(3,\\) and priority \\(2,\\)":
+        lambda: update_of("prioritized", jnp.zeros(3, int), jnp.zeros(2)),
+    "index has shape \\(3,\\) and priority \\(3, 1\\)":
+        lambda: update_of("uniform", jnp.zeros(3, int), jnp.zeros((3, 1))),
+    "index has shape \\(\\) and priority \\(\\)":
+        lambda: MASKED.update(MASKED.init(), jnp.int32(0), jnp.float32(0)),
 }  # fmt: skip
 
 
@@ -573,8 +786,8 @@ def add_of(batch):
     return jax.jit(buffer.add)(buffer.init(), batch, 0)
 
 
-def update_of(index, priority):
-    buffer = MANY["prioritised"]()[0]
+def update_of(kind, index, priority):
+    buffer = MANY[kind]()[0]
     return buffer.update(buffer.init(), index, priority)
 
 
@@ -591,7 +804,7 @@ def test_cost_does_not_grow_with_capacity():
 
     def seconds(capacity):
         row = EXAMPLE._replace(extra=())  # without bfloat16, which XLA writes in O(capacity) on CPU
-        buffer = Prioritised(capacity, row, 4, 3)
+        buffer = Prioritized(capacity, row, 4, 3)
 
         def step(state, t):
             batch = jax.tree.map(lambda x: jnp.zeros((4, *x.shape), x.dtype), buffer.row)
