@@ -471,10 +471,13 @@ def note(text: str) -> None:
 
 def _listed(names: Collection[str]) -> str:
     """Names in one line, those of a folder counted."""
-    groups = Counter(name.rpartition("/")[0] or name for name in names)
-    texts = [
-        f"{group}/ ({groups[group]} arrays)" if group not in names else group for group in groups
-    ]
+    folders = Counter(name.rpartition("/")[0] for name in names)
+    texts: list[str] = []
+    for name in names:
+        folder = name.rpartition("/")[0]
+        many = folder and folders[folder] > 1
+        texts.append(f"{folder}/ ({folders[folder]} arrays)" if many else name)
+    texts = list(dict.fromkeys(texts))
     more = len(texts) - LISTED
     return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
