@@ -12,8 +12,8 @@ compiled code:
 
 Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends,
 truncated or not. Drawing and `returns_to_go` are for compiled code, everything else is of the host.
-See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for the names and layouts, and `rlzoo/collect.py` to
-record data of your own.
+See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for names and layouts, and
+`rlzoo/collect.py` to record data of your own.
 """
 
 import contextlib
@@ -35,8 +35,6 @@ SHOWN_DIMENSIONS = 32
 """`describe` lists the range of every dimension up to this many."""
 BLOCK = 65_536
 """Rows whose statistics are computed at a time."""
-ROUNDING = 1e-5
-"""An observation may lie outside of its bounds by this, relative to a bound above 1."""
 LOOSE = ("GaussianBandit-misc", "MemoryChain-bsuite", "MetaMaze-misc")
 """gymnax's environments whose own observations leave the bounds that they declare"""
 
@@ -530,30 +528,13 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
             f"{env.num_actions} actions, counted from 0"
         )
     if not env.discrete:
-        _check_range("action", action, -1.0, 1.0, env.id)
+        layouts.check_range("action", action, -1.0, 1.0, env.id)
     space = env.inner.observation_space(env._one_params())
     if env.id.partition("?")[0] not in LOOSE:
         for name in ("obs", "next_obs"):
-            _check_range(name, np.asarray(getattr(dataset, name)), space.low, space.high, env.id)
-
-
-def _check_range(name: str, x: np.ndarray, low: Any, high: Any, id: str) -> None:
-    """Raise `Refused` where rows `x` [N, ...] lie outside of [low, high] by more than rounding."""
-    low, high = (np.broadcast_to(np.asarray(b, np.float64), x.shape[1:]) for b in (low, high))
-    least = low - ROUNDING * np.maximum(1.0, np.abs(low))
-    most = high + ROUNDING * np.maximum(1.0, np.abs(high))
-    bad = np.argwhere((x.min(axis=0) < least) | (x.max(axis=0) > most))
-    if not len(bad):
-        return
-    at = tuple(bad[0])
-    column = x[(slice(None), *at)]
-    rows = np.flatnonzero((column < least[at]) | (column > most[at]))
-    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-    others = f"; so are {len(bad) - 1} more of its numbers" if len(bad) > 1 else ""
-    raise Refused(
-        f"{name}{[int(i) for i in at]}: row {rows[0]}{more} is {column[rows[0]]:.6g}, but {id} has "
-        f"{low[at]:.6g} to {high[at]:.6g} there{others}"
-    )
+            layouts.check_range(
+                name, np.asarray(getattr(dataset, name)), space.low, space.high, env.id
+            )
 
 
 def _starts(arrays: layouts.Arrays) -> np.ndarray:
@@ -562,21 +543,15 @@ def _starts(arrays: layouts.Arrays) -> np.ndarray:
 
 
 def _build(arrays: layouts.Arrays, about: dict[str, Any]) -> Dataset:
-    mean, std = _moments(arrays["obs"])
+    mean, std = map(jnp.asarray, _moments(arrays["obs"]))
+    starts = jnp.asarray(_starts(arrays))
     device: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
     extra = {
         name.removeprefix("extra/"): device.pop(name)
         for name in arrays
         if name not in layouts.NAMES
     }
-    return Dataset(
-        **device,
-        starts=jnp.asarray(_starts(arrays)),
-        extra=extra,
-        obs_mean=jnp.asarray(mean),
-        obs_std=jnp.asarray(std),
-        **about,
-    )
+    return Dataset(**device, starts=starts, extra=extra, obs_mean=mean, obs_std=std, **about)
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

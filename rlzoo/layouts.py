@@ -38,6 +38,8 @@ EITHER = ("done", "dones")
 FLAGS = ("terminated", "truncated")
 NEVER = "never"
 """said of a flag that no row has"""
+ROUNDING = 1e-5
+"""a number may lie outside of its bounds by this, relative to a bound above 1"""
 LISTED = 12
 """a message lists up to this many arrays"""
 
@@ -47,9 +49,17 @@ def _option(python: str, flag: str) -> str:
     return f"{python} (rlzoo data convert {flag})"
 
 
+def _naming(ours: str, theirs: str) -> str:
+    return _option(f"names={{{ours!r}: {theirs!r}}}", f"--names {ours}={theirs}")
+
+
 FINISH = _option("finish='truncate'", "--finish truncate")
 BOUNDS = _option("bounds=(low, high)", "--bounds LOW HIGH")
 CLIP = _option("clip=True", "--clip")
+NOTHING_SHOWN = (
+    ", so nothing shows where an episode was cut: say "
+    f"{_naming('truncated', 'NAME')}, or {NEVER} if episodes end only where the task did"
+)
 
 
 class Unread(NamedTuple):
@@ -93,6 +103,7 @@ def standard(
     found = _renamed(arrays, names)
     length = found.pop("length", None)
     found = {name: _typed(name, x) for name, x in found.items()}
+    cuts_shown = "truncated" in found or _is_stacked(found)
     if _is_stacked(found):
         found = _from_episodes(found, length)
     else:
@@ -104,6 +115,8 @@ def standard(
         found["action"] = _rescaled(found["action"], bounds)
     refuse(wrong_shapes({"next_obs": found["obs"]} | found))
     _refuse_either(arrays, names, found)
+    if not cuts_shown:
+        _refuse_shifted(found)
     if clip:
         found["action"] = _clipped(found["action"])
     found["truncated"] = _one_end(found)
@@ -253,12 +266,19 @@ def _with_cuts(arrays: Arrays) -> Arrays:
     if "truncated" in arrays:
         return arrays
     if "next_obs" not in arrays:
-        raise Refused(
-            "neither next_obs nor truncated is stored, so nothing shows where an episode was cut: "
-            f"say {_naming('truncated', 'NAME')}, or {NEVER} if episodes end only where the task "
-            "did"
-        )
+        raise Refused(f"neither next_obs nor truncated is stored{NOTHING_SHOWN}")
     return arrays | {"truncated": np.zeros(arrays["reward"].shape, bool)}
+
+
+def _refuse_shifted(arrays: Arrays) -> None:
+    """Successors that are the row after even where the task ended were not stored, but made."""
+    ended = arrays["terminated"][:-1]
+    made = ended.any() and not (ended & _breaks(arrays)[:-1]).any()
+    if made and (arrays["obs"] != arrays["obs"][0]).any():
+        raise Refused(
+            f"next_obs is the obs of the row after at all {ended.sum()} terminated rows, and "
+            f"truncated is not stored{NOTHING_SHOWN}"
+        )
 
 
 def _from_episodes(arrays: Arrays, length: np.ndarray | None) -> Arrays:
@@ -444,6 +464,25 @@ def wrong_values(arrays: Arrays) -> list[str]:
     return wrong
 
 
+def check_range(name: str, x: np.ndarray, low: Any, high: Any, id: str) -> None:
+    """Raise `Refused` where rows `x` [N, ...] lie outside of [low, high] by more than rounding."""
+    low, high = (np.broadcast_to(np.asarray(b, np.float64), x.shape[1:]) for b in (low, high))
+    least = low - ROUNDING * np.maximum(1.0, np.abs(low))
+    most = high + ROUNDING * np.maximum(1.0, np.abs(high))
+    bad = np.argwhere((x.min(axis=0) < least) | (x.max(axis=0) > most))
+    if not len(bad):
+        return
+    at = tuple(bad[0])
+    column = x[(slice(None), *at)]
+    rows = np.flatnonzero((column < least[at]) | (column > most[at]))
+    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    others = f"; so are {len(bad) - 1} more of its numbers" if len(bad) > 1 else ""
+    raise Refused(
+        f"{name}{[int(i) for i in at]}: row {rows[0]}{more} is {column[rows[0]]:.6g}, but {id} has "
+        f"{low[at]:.6g} to {high[at]:.6g} there{others}"
+    )
+
+
 def refuse(wrong: list[str]) -> None:
     if wrong:
         raise Refused("; ".join(wrong))
@@ -480,7 +519,3 @@ def _listed(names: Collection[str]) -> str:
     texts = list(dict.fromkeys(texts))
     more = len(texts) - LISTED
     return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _naming(ours: str, theirs: str) -> str:
-    return _option(f"names={{{ours!r}: {theirs!r}}}", f"--names {ours}={theirs}")

@@ -531,6 +531,7 @@ def test_check_compares_ranges():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_gymnax_declares_the_ranges_that_it_keeps():
     """Random play stays inside of them, but for those named in LOOSE."""
     import gymnax

@@ -92,6 +92,11 @@ def test_cuts_that_nothing_shows_are_asked_for():
         from_arrays(arrays, finish="truncate")
     got = from_arrays(arrays, names={"truncated": "never"})
     assert dataset.episodes(got).lengths.tolist() == list(LENGTHS) and got.terminated.sum() == 5
+    arrays = without(walk(ends="eeeee"), "truncated")
+    arrays["next_obs"][:-1] = arrays["obs"][1:]  # made, as a reader of D4RL might
+    with pytest.raises(Refused, match=r"row after at all 4 terminated rows, .*truncated=NAME"):
+        from_arrays(arrays)
+    assert from_arrays(arrays, names={"truncated": "never"}).num_episodes == 5
     shown = from_arrays(without(walk(), "truncated"), finish="truncate")
     same(shown, from_arrays(walk()))
 
