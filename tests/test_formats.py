@@ -1,9 +1,7 @@
 """Files and layouts of others: what is not read is said, what is not stored is asked for."""
 
 import dataclasses
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,7 +301,7 @@ def test_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     data = from_arrays(walk())
     dataset.save(data, "~/data.npz")
-    assert Path(tmp_path / "data.npz").exists()
+    assert (tmp_path / "data.npz").exists()
     same(dataset.load("~/data.npz"), data)
 
 
@@ -319,4 +317,3 @@ def test_neorl2_by_the_command(tmp_path, command, columns):  # noqa: F811
     np.savez(tmp_path / "data.npz", **arrays)
     code, out, err = command("describe", tmp_path / "data.npz")
     assert code == 0 and "20,000 in 200 episodes" in out, err
-    assert os.path.getsize(path)
