@@ -4,7 +4,7 @@ A `Dataset` is a pytree of transitions in the order of time, one episode after t
 handed to `make(config, env, dataset)` as a traced argument, and batches are drawn from it inside
 compiled code:
 
-    # or .hdf5, or minari:ID; says what is wrong, and where
+    # or .hdf5, or minari:ID; says what is wrong and where, and what it leaves out
     data = dataset.load("hopper.npz")
     # an env.Transition, as in a replay's Sample.batch
     batch = dataset.sample(data, key, 256)
@@ -12,12 +12,13 @@ compiled code:
 
 Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends,
 truncated or not. Drawing and `returns_to_go` are for compiled code, everything else is of the host.
-See `rlzoo/formats.py` for the files, names and layouts that can be read, and `rlzoo/collect.py` to
-record data of your own.
+See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for names and layouts, and
+`rlzoo/collect.py` to record data of your own.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,12 +27,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlzoo import formats, machine
+from rlzoo import formats, layouts, machine
 from rlzoo.algorithm import Refused
 from rlzoo.env import Env, Transition
 
 SHOWN_DIMENSIONS = 32
 """`describe` lists the range of every dimension up to this many."""
+BLOCK = 65_536
+"""Rows whose statistics are computed at a time."""
+LOOSE = ("GaussianBandit-misc", "MemoryChain-bsuite", "MetaMaze-misc")
+"""gymnax's environments whose own observations leave the bounds that they declare"""
 
 
 @struct.dataclass
@@ -54,6 +59,10 @@ class Dataset:
     """int32 [E + 1]: the first row of each episode, and N"""
     extra: dict[str, Any] = struct.field(default_factory=dict)
     """further arrays [N, ...], for example the behaviour's log-probabilities"""
+    obs_mean: Any = None
+    """float32 [...], of `obs` over the rows, see `stats`"""
+    obs_std: Any = None
+    """float32 [...], the standard deviation"""
     weights: Any = None
     """float32 [E], see `weighted`; None: all rows are drawn alike"""
     cumulative: Any = None
@@ -63,7 +72,7 @@ class Dataset:
     source: str = struct.field(pytree_node=False, default="")
     """where the data came from"""
     reference: tuple[float, float] | None = struct.field(pytree_node=False, default=None)
-    """return of a random and of an expert policy, for `normalised_score`"""
+    """return of a random and of an expert policy, for `normalized_score`"""
 
     def __len__(self) -> int:
         return self.reward.shape[0]
@@ -162,6 +171,37 @@ def returns_to_go(dataset: Dataset, discount: Any = 1.0) -> jax.Array:
         return total, total
 
     return jax.lax.scan(body, jnp.float32(0), (dataset.reward, keep), reverse=True, unroll=16)[1]
+
+
+class Stats(NamedTuple):
+    """What a policy needs to standardize observations; float32 [*obs_shape]."""
+
+    mean: jax.Array
+    std: jax.Array
+
+
+def stats(dataset: Dataset, eps: float = 0.0) -> Stats:
+    """Mean and standard deviation + `eps` of each number of an observation, over all rows alike.
+
+    They were computed in float64 when the data set was built. A number that never changes has a
+    deviation of 0: `eps` keeps (obs - mean) / std finite (1e-3 in TD3+BC, arXiv 2106.06860).
+    """
+    return Stats(dataset.obs_mean, dataset.obs_std + eps)
+
+
+def normalized_score(dataset: Dataset, ret: Any) -> Any:
+    """100 * (ret - random) / (expert - random) (Fu et al. 2020, arXiv 2004.07219, section 5).
+
+    Raises `Refused` where the data set has no two different reference scores.
+    """
+    if dataset.reference is None or dataset.reference[0] == dataset.reference[1]:
+        raise Refused(
+            f"reference={dataset.reference}: a score needs the returns of a random and of an expert "
+            "policy; set them with dataset.replace(reference=(random_return, expert_return)) "
+            "(rlzoo data collect --reference RANDOM EXPERT)"
+        )
+    random, expert = dataset.reference
+    return 100.0 * (ret - random) / (expert - random)
 
 
 # ---- episodes ------------------------------------------------------------------------------------
@@ -286,17 +326,6 @@ def concatenate(datasets: Sequence[Dataset], ratio: Sequence[float] | None = Non
     )
 
 
-def normalised_score(dataset: Dataset, ret: Any) -> Any:
-    """100 * (ret - random) / (expert - random) (Fu et al. 2020, arXiv 2004.07219, section 5)."""
-    if dataset.reference is None:
-        raise Refused(
-            "the data set has no reference scores: set them with "
-            "dataset.replace(reference=(random_return, expert_return))"
-        )
-    random, expert = dataset.reference
-    return 100.0 * (ret - random) / (expert - random)
-
-
 def _relative(dataset: Dataset) -> np.ndarray:
     """Weights [E] that draw each row with a chance that sums to 1."""
     lengths = np.diff(np.asarray(dataset.starts))
@@ -349,8 +378,10 @@ def from_arrays(
     weights: Any = None,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[Any, Any] | None = None,
+    clip: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """A checked data set from arrays with any of the names and layouts in `rlzoo/formats.py`.
+    """A checked data set from arrays with any of the names and layouts in `rlzoo/layouts.py`.
 
     Floats become float32 and 64-bit integers int32, with a note on stderr. Arrays called
     `extra/NAME` are kept as `extra[NAME]`; others that are not known are left out, with a note.
@@ -359,15 +390,20 @@ def from_arrays(
       env, source, reference, weights: as in `Dataset`.
       finish: "truncate" ends an episode as truncated where the data break off without saying so: at
         the last row, and where a successor is not the observation of the row after. Otherwise that
-        is an error.
+        is an error. A note says how many it ended.
       bounds: (low, high) of the actions as they are given, numbers or [action_dim]; maps them to
-      [-1, 1].
+        [-1, 1].
+      clip: clip actions to [-1, 1], as the environment does, after `bounds`. Otherwise one outside
+        is an error.
+      names: what an array is called here, for example {"terminated": "dones"}, where it has another
+        name than those known. For a flag also "1-NAME", "NAME-NAME" (bools as 0 and 1), or "never"
+        where no row has it.
 
     Raises `Refused`, naming arrays and rows, for all that `validate` finds and for what has no such
     reading.
     """
     data = _build(
-        formats.standard(arrays, finish, bounds),
+        layouts.standard(arrays, finish, bounds, clip, names),
         {"env": env, "source": source, "reference": reference},
     )
     return data if weights is None else weighted(data, weights)
@@ -378,22 +414,64 @@ def load(
     *,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[Any, Any] | None = None,
+    clip: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Dataset:
     """The data set in a .npz or .hdf5 file, or the local Minari data set called `minari:ID`.
 
-    Where a Minari data set observes dictionaries, say which parts to join:
-    `minari:ID?obs=observation,desired_goal`. Its actions are mapped from their bounds to [-1, 1].
-    `finish` and `bounds` are as for `from_arrays`.
+    A Minari data set can also be given as its folder or its main_data.hdf5. Where it observes
+    dictionaries, say which parts to join: `minari:ID?obs=observation,desired_goal`. Its actions are
+    mapped from their bounds to [-1, 1]. The arguments are as for `from_arrays`.
 
     Raises `Refused`, naming file, arrays and rows.
     """
-    arrays, about = formats.read(path)
+    wanted = {part for name in (names or {}).values() for part in (name, *name.split("-"))}
+    arrays, about = formats.read(path, wanted)
+    if bounds is not None:
+        about["bounds"] = bounds
     try:
-        return from_arrays(
-            arrays, finish=finish, **about | ({} if bounds is None else {"bounds": bounds})
-        )
+        return from_arrays(arrays, finish=finish, clip=clip, names=names, **about)
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
+
+
+def load_all(given: Any) -> Any:
+    """The data that an algorithm is handed: a data set, a dict of them by name, or None.
+
+    Args:
+      given: None, a `Dataset`, what `load` reads, or a mapping from names to any of the last two.
+
+    Raises `Refused`, naming the entry.
+    """
+    if given is None or isinstance(given, Dataset):
+        return given
+    if isinstance(given, str | Path):
+        return load(given)
+    if not isinstance(given, Mapping) or not given:
+        raise Refused(
+            f"dataset is {type(given).__name__}: must be a data set, a file, or a mapping from names "
+            "to one of these"
+        )
+    return {name: _load_entry(name, entry) for name, entry in given.items()}
+
+
+def _load_entry(name: Any, entry: Any) -> Dataset:
+    if not isinstance(name, str) or not isinstance(entry, str | Path | Dataset):
+        raise Refused(
+            f"dataset {name!r} is {type(entry).__name__}: must be a name with a data set or a file; "
+            "arrays become a data set by dataset.from_arrays"
+        )
+    with _naming(name):
+        return load_all(entry)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say of which data set what is refused inside."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"dataset {name}: {error}") from None
 
 
 def save(dataset: Dataset, path: str | Path) -> None:
@@ -411,16 +489,24 @@ def validate(dataset: Dataset) -> None:
     changing arrays with `dataset.replace`.
     """
     arrays = _arrays(dataset)
-    formats.refuse(formats.wrong_shapes(arrays) or formats.wrong_values(arrays))
+    layouts.refuse(layouts.wrong_shapes(arrays) or layouts.wrong_values(arrays))
     if not np.array_equal(dataset.starts, _starts(arrays)):
         raise Refused(
             "starts do not fit terminated | truncated: build the data set again with from_arrays"
         )
 
 
-def check(dataset: Dataset, env: Env) -> None:
-    """Raise `Refused` where the data cannot be of `env`: shape of observations, kind, size or
-    number of actions."""
+def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
+    """Raise `Refused` where the data, or one of several data sets, cannot be of `env`.
+
+    That is: another shape of observations, another kind, size or number of actions, observations
+    outside of the environment's finite bounds by more than rounding.
+    """
+    if isinstance(dataset, Mapping):
+        for name, entry in dataset.items():
+            with _naming(name):
+                check(entry, env)
+        return
     if dataset.obs.shape[1:] != env.obs_shape:
         raise Refused(
             f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are {list(env.obs_shape)}"
@@ -435,31 +521,56 @@ def check(dataset: Dataset, env: Env) -> None:
             f"actions of the data set are {list(dataset.action.shape[1:])}, those of {env.id} are "
             f"{list(env.action_space.shape)}"
         )
-    if env.discrete and (high := np.asarray(dataset.action)).max() >= env.num_actions:
+    action = np.asarray(dataset.action)
+    if env.discrete and action.max() >= env.num_actions:
         raise Refused(
-            f"action: row {(high >= env.num_actions).argmax()} is {high.max()}, but {env.id} has "
+            f"action: row {(action >= env.num_actions).argmax()} is {action.max()}, but {env.id} has "
             f"{env.num_actions} actions, counted from 0"
         )
+    if not env.discrete:
+        layouts.check_range("action", action, -1.0, 1.0, env.id)
+    space = env.inner.observation_space(env._one_params())
+    if env.id.partition("?")[0] not in LOOSE:
+        for name in ("obs", "next_obs"):
+            layouts.check_range(
+                name, np.asarray(getattr(dataset, name)), space.low, space.high, env.id
+            )
 
 
-def _starts(arrays: formats.Arrays) -> np.ndarray:
+def _starts(arrays: layouts.Arrays) -> np.ndarray:
     ends = np.flatnonzero(arrays["terminated"] | arrays["truncated"]) + 1
     return np.append(0, ends).astype(np.int32)
 
 
-def _build(arrays: formats.Arrays, about: dict[str, Any]) -> Dataset:
+def _build(arrays: layouts.Arrays, about: dict[str, Any]) -> Dataset:
+    mean, std = map(jnp.asarray, _moments(arrays["obs"]))
+    starts = jnp.asarray(_starts(arrays))
     device: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
     extra = {
         name.removeprefix("extra/"): device.pop(name)
         for name in arrays
-        if name not in formats.NAMES
+        if name not in layouts.NAMES
     }
-    return Dataset(**device, starts=jnp.asarray(_starts(arrays)), extra=extra, **about)
+    return Dataset(**device, starts=starts, extra=extra, obs_mean=mean, obs_std=std, **about)
 
 
-def _arrays(dataset: Dataset) -> formats.Arrays:
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over rows, float32, by float64 and a block of rows at a time."""
+
+    def average(center: np.ndarray, power: int) -> np.ndarray:
+        total = np.zeros(x.shape[1:])
+        for first in range(0, len(x), BLOCK):
+            total += ((x[first : first + BLOCK] - center) ** power).sum(axis=0)
+        return total / len(x)
+
+    first = x[0].astype(np.float64)
+    mean = first + average(first, 1)  # exact where a number never changes
+    return mean.astype(np.float32), np.sqrt(average(mean, 2)).astype(np.float32)
+
+
+def _arrays(dataset: Dataset) -> layouts.Arrays:
     """The arrays [N, ...] on the host, `extra` under `extra/NAME`."""
-    named = {name: getattr(dataset, name) for name in formats.NAMES}
+    named = {name: getattr(dataset, name) for name in layouts.NAMES}
     named |= {f"extra/{name}": x for name, x in dataset.extra.items()}
     return {name: np.asarray(x) for name, x in named.items()}
 
@@ -476,7 +587,7 @@ def describe(dataset: Dataset) -> str:
     _, lengths, returns = episodes(dataset)
     table = {"return": returns, "length": lengths}
     if dataset.reference:
-        table["score"] = normalised_score(dataset, returns)
+        table["score"] = normalized_score(dataset, returns)
     terminated = np.asarray(dataset.terminated).sum() / dataset.num_episodes
     facts = {
         "environment": dataset.env or "unknown",

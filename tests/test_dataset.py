@@ -10,17 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_data
 from rlzoo.algorithms import dqn
 from scipy import stats
 
 import rlzoo
-from rlzoo import cli, dataset, formats, replay
+from rlzoo import cli, collect, dataset, formats, replay
 from rlzoo.algorithm import Refused
 from rlzoo.dataset import Dataset, from_arrays
 from rlzoo.env import Transition
-from rlzoo.formats import FLAGS
+from rlzoo.layouts import FLAGS
 from rlzoo.suites.registry import make
 
+SHARED = (
+    Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "offline"
+)
+"""data that are no part of the repository"""
 LENGTHS, ENDS = (3, 1, 4, 2, 5), "etete"  # e: terminated, t: truncated
 N = sum(LENGTHS)
 
@@ -139,14 +144,14 @@ def test_minari_dictionaries_are_joined_by_name():
         "desired": np.ones((4, 1)),
         "observation": np.full((4, 3), 2.0),
     }
-    joined = formats._joined("maze", obs, ["observation", "desired"])
+    joined = formats._joined("minari:maze", obs, ["observation", "desired"])
     np.testing.assert_array_equal(joined, np.repeat([[2.0, 2, 2, 1]], 4, 0))
     for keys in ([], ["observation", "goal"]):
         with pytest.raises(
             Refused,
             match=r"parts achieved, desired, observation.*minari:maze\?obs=achieved,desired",
         ):
-            formats._joined("maze", obs, keys)
+            formats._joined("minari:maze", obs, keys)
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
@@ -155,6 +160,8 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         ("data.csv", "are .npz or .hdf5"),
         ("data.pkl", "are .npz"),
     ):
+        if name != "none.npz":
+            (tmp_path / name).write_bytes(b"")
         with pytest.raises(Refused, match=match):
             dataset.load(tmp_path / name)
     for name in ("damaged.npz", "damaged.hdf5"):
@@ -170,7 +177,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
     with h5py.File(tmp_path / "group.hdf5", "w") as file:
         file.create_group("observations")
-    with pytest.raises(Refused, match="observations is a group"):
+    with pytest.raises(Refused, match="group.hdf5: observations is a group"):
         dataset.load(tmp_path / "group.hdf5")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(Refused, match=r"h5py: pip install 'rlzoo\[data\]'"):
@@ -260,7 +267,7 @@ def test_missing_successors(capsys):
 )
 def test_episodes_as_a_stack(successors, padded):
     lengths = np.array([3, 1, 4] if padded else [4, 4, 4])
-    rows = walk(lengths, "ttt", discrete=False)
+    rows, never = walk(lengths, "ttt", discrete=False), {"terminated": "never"}
     last = np.cumsum(lengths) - 1
     stack = {
         name: np.zeros((3, 4, *x.shape[1:]), x.dtype)
@@ -276,17 +283,20 @@ def test_episodes_as_a_stack(successors, padded):
     else:
         rows["truncated"][last[lengths > 1] - 1] = True
         rows = {name: np.delete(x, last, 0) for name, x in rows.items()}
-    same(from_arrays(stack | ({"length": lengths} if padded else {})), from_arrays(rows))
+    got = from_arrays(stack | ({"length": lengths} if padded else {}), names=never)
+    same(got, from_arrays(rows))
     for length, match in (
         ([3, 0, 4], "episode 1 has 0, must be from 1 to 4"),
         ([3, 1], r"length is int64\[2\]"),
     ):
         with pytest.raises(Refused, match=match):
-            from_arrays(stack | {"length": np.array(length)})
+            from_arrays(stack | {"length": np.array(length)}, names=never)
     with pytest.raises(
         Refused, match=r"action is float32\[3, 3, 2\], but reward holds 3 episodes of 4 steps"
     ):
-        from_arrays(stack | {"action": stack["action"][:, 1:]})
+        from_arrays(stack | {"action": stack["action"][:, 1:]}, names=never)
+    with pytest.raises(Refused, match="no array is called terminated or .*; there are: .*reward"):
+        from_arrays(stack)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -309,8 +319,8 @@ WRONG = {
         "terminated has 16 rows, obs 15: row 15",
     ),
     "rank": (
-        lambda: walk() | {"reward": np.zeros((N, 1))},
-        "reward is float32[15, 1], must be float32[N]: take reward",
+        lambda: walk() | {"reward": np.zeros((N, 2))},
+        "reward is float32[15, 2], must be float32[N]",
     ),
     "scalar": (lambda: walk() | {"action": np.int32(1)}, "action has 0 rows, obs 15: row 0"),
     "mixed": (
@@ -346,10 +356,6 @@ WRONG = {
     "extra": (
         lambda: walk() | {"extra/x": np.full(N, np.nan)},
         "extra/x: row 0 (and 14 more) is not finite",
-    ),
-    "both": (
-        lambda: put("truncated", 14, True),
-        "terminated: row 14 is set where truncated is too",
     ),
     "flag": (
         lambda: walk() | {"terminated": np.arange(N)},
@@ -407,7 +413,9 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     assert str(refused.value).startswith(
         f"{tmp_path / 'data.npz'}: reward: row 1 is not finite; next_obs: row 2 (and 1 more) differs"
     )
-    assert str(refused.value).endswith("finish='truncate' marks it")
+    assert str(refused.value).endswith(
+        "is unfinished; finish='truncate' (rlzoo data convert --finish truncate) ends it"
+    )
 
 
 def test_validate_again(data):
@@ -418,6 +426,10 @@ def test_validate_again(data):
         ({"reward": data.reward.astype(jnp.int32)}, r"reward is int32\[15\], must be float32\[N\]"),
         ({"obs": data.obs.astype(jnp.float16)}, r"next_obs is float32\[15, 3\], obs float16"),
         ({"truncated": data.truncated.at[0].set(True)}, "starts do not fit"),
+        (
+            {"truncated": data.truncated.at[14].set(True)},
+            "terminated: row 14 is set where truncated is too",
+        ),
     ):
         with pytest.raises(Refused, match=match):
             dataset.validate(dataclasses.replace(data, **changes))
@@ -466,6 +478,7 @@ def test_types_and_bounds(capsys):
 def test_check():
     cart, swing = make("CartPole-v1"), make("Pendulum-v1")
     rows = walk()
+    rows["obs"], rows["next_obs"] = rows["obs"] / 1000, rows["next_obs"] / 1000
     four = rows | {name: np.pad(rows[name], ((0, 0), (0, 1))) for name in ("obs", "next_obs")}
     dataset.check(from_arrays(four | {"action": rows["action"] % 2}), cart)
     dataset.check(from_arrays(rows | {"action": np.zeros((N, 1), np.float32)}), swing)
@@ -485,6 +498,128 @@ def test_check():
     ):
         with pytest.raises(Refused, match=match):
             dataset.check(from_arrays(arrays), env)
+
+
+def test_check_compares_ranges():
+    """Shapes alone let data of another scale pass."""
+    cart, rows = make("CartPole-v1"), walk()
+    rows["action"] = rows["action"] % 2
+    for name in ("obs", "next_obs"):
+        rows[name] = np.pad(rows[name] / 1000, ((0, 0), (0, 1)))
+    inside = from_arrays(rows)
+    edge = float(cart.inner.observation_space(cart.params).high[2])
+    by_rounding = inside.obs.at[3, 2].set(edge * (1 + 1e-6)).at[4, 1].set(1e9)
+    dataset.check(dataclasses.replace(inside, obs=by_rounding), cart)
+    for name in ("obs", "next_obs"):
+        wide = getattr(inside, name).at[5:8, 2].set(-0.5).at[2, 0].set(7.0)
+        match = rf"{name}\[0\]: row 2 is 7, but CartPole-v1 has -4.8 to 4.8 there; so are 1 more"
+        with pytest.raises(Refused, match=match):
+            dataset.check(dataclasses.replace(inside, **{name: wide}), cart)
+    wide = inside.obs.at[5:8, 2].set(-0.5)
+    with pytest.raises(Refused, match=r"obs\[2\]: row 5 \(and 2 more\) is -0.5, .* -0.418879 to"):
+        dataset.check(dataclasses.replace(inside, obs=wide), cart)
+    image = make("Breakout-MinAtar")
+    shape = (N, *image.obs_shape)
+    grid = {name: np.zeros(shape, np.uint8) for name in ("obs", "next_obs")}
+    dataset.check(from_arrays(rows | grid), image)
+    grid["obs"][3, 1, 2, 3] = grid["next_obs"][2, 1, 2, 3] = 255
+    with pytest.raises(Refused, match=r"obs\[1, 2, 3\]: row 3 is 255, .* has 0 to 1 there"):
+        dataset.check(from_arrays(rows | grid, finish="truncate"), image)
+    swing = tiny_data.continuous()
+    with pytest.raises(Refused, match=r"action\[0\]: row 1 is 2, .* has -1 to 1 there"):
+        changed = swing.action.at[1].set(2.0)
+        dataset.check(dataclasses.replace(swing, action=changed), make(swing.env))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_gymnax_declares_the_ranges_that_it_keeps():
+    """Random play stays inside of them, but for those named in LOOSE."""
+    import gymnax
+
+    for id in gymnax.registered_envs:
+        name = id.partition("-")[0]
+        if name in ("MNISTBandit", "probe"):  # needs the network; a test's own
+            continue
+        data = collect.random(id, 4)
+        if id not in dataset.LOOSE:
+            dataset.check(data, make(id))
+
+
+# ---- several data sets ---------------------------------------------------------------------------
+
+
+def test_several_data_sets(tmp_path, data):
+    dataset.save(data, tmp_path / "a.npz")
+    assert dataset.load_all(None) is None and dataset.load_all(data) is data
+    same(dataset.load_all(tmp_path / "a.npz"), data)
+    got = dataset.load_all({"expert": str(tmp_path / "a.npz"), "mixed": data})
+    assert list(got) == ["expert", "mixed"] and got["mixed"] is data
+    same(got["expert"], data)
+    for given, match in (
+        ({"expert": data, "mixed": tmp_path / "b.npz"}, "dataset mixed: there is no file .*b.npz"),
+        ({"obs": np.zeros(3)}, "dataset 'obs' is ndarray: .*from_arrays"),
+        ({"a": {"b": data}}, "dataset 'a' is dict"),
+        ({0: data}, "dataset 0 is Dataset: must be a name"),
+        ({}, "dataset is dict: must be"),
+        ([data], "dataset is list: must be"),
+    ):
+        with pytest.raises(Refused, match=match):
+            dataset.load_all(given)
+    tiny = {"a": tiny_data.discrete(), "b": tiny_data.continuous()}
+    dataset.check({"a": tiny["a"]}, make("probe-action"))
+    with pytest.raises(Refused, match="dataset b: actions of the data set are continuous"):
+        dataset.check(tiny, make("probe-action"))
+
+
+@pytest.mark.parametrize("build", [tiny_data.discrete, tiny_data.continuous])
+def test_tiny_data(build, capsys):
+    data = build()
+    dataset.validate(data)
+    dataset.check(data, make(data.env))
+    assert (len(data), data.num_episodes, int(data.truncated.sum())) == (48, 32, 8)
+    assert data.obs.shape == (48, 1) and data.obs.dtype == jnp.float32
+    assert dataset.normalized_score(data, data.reference[1]) == 100
+    assert capsys.readouterr().err == "" and float(data.reward.max()) <= 1.0
+
+
+# ---- statistics and scores -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obs", [np.float32, np.uint8, bool])
+def test_stats(monkeypatch, obs):
+    monkeypatch.setattr(dataset, "BLOCK", 4)
+    data = from_arrays(walk(obs=obs))
+    mean, std = dataset.stats(data)
+    rows = np.asarray(data.obs, np.float64)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(std, rows.std(0), rtol=1e-7)
+    assert mean.dtype == std.dtype == jnp.float32 and mean.shape == data.obs.shape[1:]
+    inside = jax.jit(lambda data, eps: dataset.stats(data, eps).std)  # data are traced in `make`
+    np.testing.assert_allclose(inside(data, 1e-3), std + 1e-3, rtol=1e-6)
+    part = dataset.take(data, [2])
+    np.testing.assert_allclose(dataset.stats(part).mean, np.asarray(part.obs).mean(0), rtol=1e-6)
+
+
+def test_stats_of_large_numbers_and_constants():
+    """By float32 sums, a deviation of 1 around 10 million is lost."""
+    rng, count = np.random.default_rng(0), 100_000
+    obs = np.stack([1e7 + rng.integers(-1, 2, count), np.full(count, 0.1)], 1).astype(np.float32)
+    ends = np.ones(count, bool)
+    zero = np.zeros(count, np.float32)
+    arrays = {"obs": obs, "next_obs": obs, "action": zero[:, None], "reward": zero}
+    data = from_arrays(arrays | {"terminated": ends, "truncated": ~ends})
+    want = obs.astype(np.float64).std(0)[0]
+    np.testing.assert_allclose(dataset.stats(data).std, [want, 0.0], rtol=1e-6)
+    assert dataset.stats(data).mean[1] == np.float32(0.1)
+    naive = np.mean(obs[:, 0] ** 2) - np.mean(obs[:, 0]) ** 2
+    assert abs(naive / want**2 - 1) > 0.1
+
+
+def test_scores_in_compiled_code(data):
+    score = jax.jit(dataset.normalized_score)
+    np.testing.assert_allclose(score(data, jnp.array([-10.0, 10.0, 30.0])), [0.0, 50.0, 100.0])
+    np.testing.assert_allclose(jax.vmap(score, (None, 0))(data, jnp.arange(2.0)), [25.0, 27.5])
 
 
 # ---- episodes ------------------------------------------------------------------------------------
@@ -509,7 +644,7 @@ def test_episodes_take_split_top(data):
         and returns.dtype == np.float64
     )
     assert (len(data), data.num_episodes, data.discrete) == (N, 5, True)
-    assert data.nbytes == N * (12 + 4 + 4 + 12 + 1 + 1) + 6 * 4
+    assert data.nbytes == N * (12 + 4 + 4 + 12 + 1 + 1) + 6 * 4 + 2 * 12
 
     taken = dataset.take(data, [4, 1, 1])
     dataset.validate(taken)
@@ -530,7 +665,7 @@ def test_episodes_take_split_top(data):
         (n,) for n in LENGTHS
     }
     assert (
-        dataset.normalised_score(data, 30.0) == 100 and dataset.normalised_score(data, -10.0) == 0
+        dataset.normalized_score(data, 30.0) == 100 and dataset.normalized_score(data, -10.0) == 0
     )
     for call, match in (
         (lambda: dataset.take(data, [0, 5]), "episode 5 does not exist: there are 5"),
@@ -539,8 +674,12 @@ def test_episodes_take_split_top(data):
         (lambda: dataset.split(data, 0.01), "fraction=0.01 of 5 episodes would be 0"),
         (lambda: dataset.top(data, 1.5), r"fraction=1.5: must lie in \(0, 1\]"),
         (
-            lambda: dataset.normalised_score(dataclasses.replace(data, reference=None), 1.0),
-            "no reference scores",
+            lambda: dataset.normalized_score(dataclasses.replace(data, reference=None), 1.0),
+            "reference=None: a score needs",
+        ),
+        (
+            lambda: dataset.normalized_score(dataclasses.replace(data, reference=(1.0, 1.0)), 1.0),
+            r"reference=\(1.0, 1.0\): a score needs",
         ),
     ):
         with pytest.raises(Refused, match=match):
@@ -878,11 +1017,6 @@ def test_convert(command, tmp_path, data):
 # ---- real data -----------------------------------------------------------------------------------
 
 
-SHARED = (
-    Path(os.environ.get("RLZOO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "offline"
-)
-
-
 @pytest.mark.parametrize(
     "file, rows, episodes, terminated",
     [
@@ -896,7 +1030,9 @@ def test_real_data(file, rows, episodes, terminated):
     path = SHARED / f"{file}.npz"
     if not path.exists():
         pytest.skip(f"{path} is not here: set RLZOO_DATA to the folder that holds offline/")
-    data = dataset.load(path)
+    stored = np.load(path)
+    names = {} if "done" in stored else {"terminated": "never"}
+    data = dataset.load(path, names=names)
     assert (len(data), data.num_episodes, int(data.terminated.sum())) == (
         rows,
         episodes,

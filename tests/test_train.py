@@ -75,7 +75,8 @@ def column(run, name, member=0):
 def bits(run, program=0):
     """Every leaf of the final state, as bytes."""
     saved = Record.read(run).restore(program)
-    return saved.at, [(str(x.dtype), x.shape, x.tobytes()) for x in saved.leaves]
+    leaves = {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in saved.state.items()}
+    return saved.at, saved.stage, leaves
 
 
 def same(a, b, programs=1):
@@ -91,8 +92,8 @@ class Killed(BaseException):
 def killed(out, at, program=0, **kwargs):
     """A run that dies after call `at` of a program, before it saves there."""
 
-    def progress(self, where, stage, now, clock):
-        if where.index == program and now >= at:
+    def progress(self, where, stage, position, clock):
+        if where.index == program and position.at >= at:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -538,24 +539,87 @@ def test_resume_with_another_configuration(tmp_path):
 # ---- stages, memory, evaluate --------------------------------------------------------------------
 
 
+STAGES = {"fit": 80, "grow": 170, "end": 200}  # stage -> steps made at its end: 2, 3, 1 a call
+
+
 def test_stages_resume_inside_each_and_at_boundaries(tmp_path):
-    whole = go(tmp_path / "whole", mode="stages")
-    assert whole.summary["status"] == "done" and whole.summary["steps"] == 200
+    whole = go(tmp_path / "whole", mode="stages", sweep={"goal": [1.0, 3.0]})
+    assert whole.summary["status"] == "done" and whole.summary["steps"] == STAGES["end"]
+    assert whole.summary["updates_per_second"] == 0  # the stages say nothing of updates
     found = {int(row["step"]): row for row in rows(whole.dir)}
     assert found[80]["loss/square"] and not found[80]["loss/second"]
-    assert found[140]["loss/second"] and not found[140]["loss/square"]
-    assert found[84]["t"] == "" and float(found[144]["t"]) == 0.5  # t counts from 0 in every stage
+    assert found[170]["loss/second"] and not found[170]["loss/square"]
+    assert found[82 + 1]["t"] == "" and float(found[171]["t"]) == 0  # t counts from 0 in a stage
+    # evaluation in the stage that asks for it, and at the end
+    evaluated = [step for step, row in found.items() if row["eval/return"]]
+    assert evaluated == [*range(80 + 6, 171, 6), 200] or evaluated[-1] == 200
+    assert all(STAGES["fit"] < step <= STAGES["grow"] or step == 200 for step in evaluated)
     final = Record.read(whole.dir).restore(0)
-    assert [
-        x.shape for x in final.leaves if x.ndim == 2 and x.dtype == np.float32 and x.shape[1] == 0
-    ] == [(2, 0)]
+    assert final.state["extra"].shape == (4, 0)
+    assert (final.stage, final.call, final.at) == (3, 0, 100)
     # checkpoints at: inside stage 1; its end; inside 2, off the log points; its end; inside 3
-    for i, (every, dies) in enumerate([(30, 20), (80, 45), (46, 60), (70, 75), (78, 90)]):
+    for i, (every, dies) in enumerate([(30, 20), (80, 45), (46, 60), (90, 75), (12, 90)]):
         out = tmp_path / f"{i}"
-        killed(out, dies, mode="stages", run={"checkpoint_every": every})
-        assert Record.read(out).restore(0).at == every // 2 * (dies // (every // 2))
-        go(out, mode="stages", resume=True, run={"checkpoint_every": every})
+        given = {
+            "mode": "stages",
+            "sweep": {"goal": [1.0, 3.0]},
+            "run": {"checkpoint_every": every},
+        }
+        killed(out, dies, **given)
+        assert Record.read(out).restore(0).at <= dies
+        go(out, resume=True, **given)
         same(out, tmp_path / "whole")
+
+
+def test_a_stage_is_entered_with_the_configuration_of_each_member(tmp_path):
+    run = go(tmp_path / "a", mode="stages", sweep={"goal": [1.0, 3.0]}, learning_rate=1e-6)
+    bias = Record.read(run.dir).restore(0).state["params/b"]
+    np.testing.assert_allclose(bias.mean(1), [1.0, 1.0, 3.0, 3.0], atol=1e-3)
+
+
+def test_a_stage_ends_early_and_members_wait_for_each_other(tmp_path, monkeypatch):
+    """Rate 0.5 comes near sooner than 0.1; neither needs the 60 calls allowed."""
+    given = {
+        "mode": "until",
+        "sweep": {"learning_rate": [0.1, 0.5]},
+        "noisy": False,
+        "run": {"seeds": 1},
+    }
+    whole = go(tmp_path / "whole", **given)
+    final = Record.read(whole.dir).restore(0)
+    fitted = final.at - 10
+    assert 4 < fitted < 60 and fitted % 4 == 0, "read at multiples of check_every alone"
+    assert final.stage == 2 and whole.summary["status"] == "done"
+    assert whole.summary["steps"] == 2 * fitted + 10
+    slow, quick = final.state["count"]
+    assert slow == final.at and quick < slow, "the quicker member was frozen"
+    assert (quick - 10) % 4 == 0
+    # by hand: the error shrinks by 1 - rate in a call, until it is below `near` at a multiple of 4
+    at_fit = [row for row in rows(whole.dir) if row["loss/square"]]
+    assert {int(row["step"]) for row in at_fit} <= {*range(0, 2 * fitted + 1, 2)}
+    # the length of chunks does not matter, nor does a kill: frozen members stay frozen
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+    go(tmp_path / "short", **given)
+    same(tmp_path / "short", tmp_path / "whole")
+    for i, dies in enumerate((quick - 10 + 1, fitted - 1, fitted, fitted + 5)):
+        out = tmp_path / f"{i}"
+        short = given | {"run": {"seeds": 1, "checkpoint_every": 2}}
+        killed(out, int(dies), **short)
+        go(out, resume=True, **short)
+        same(out, tmp_path / "whole")
+
+
+def test_newest_and_largest_metrics(tmp_path):
+    run = go(tmp_path / "a", mode="stages", run={"seeds": 1})
+    found = {int(row["step"]): row for row in rows(run.dir)}
+    of_stage = {step: row for step, row in found.items() if 80 < step <= 170}
+    for step, row in of_stage.items():
+        call = (step - 80) // 3 - 1
+        before = max((s for s in found if s < step), default=0)
+        calls = range((max(before, 80) - 80) // 3, call + 1)
+        marked = [t for t in calls if t % 7 == 3]
+        assert row["newest"] == (repr(float(marked[-1])) if marked else "")
+        assert float(row["largest"]) == -calls[0]
 
 
 def test_memory_policy(tmp_path):
@@ -579,15 +643,29 @@ def test_memory_policy(tmp_path):
             assert float(found) > 15  # a forgetful one holds out 9 to 10 steps
 
 
-def test_evaluate_replaces_rollouts(tmp_path):
-    run = go(tmp_path / "a", mode="evaluate")
-    assert {"eval/return", "eval/noise"} <= {*rows(run.dir)[0]} and "eval/length" not in rows(
-        run.dir
-    )[0]
+def test_evaluate_adds_to_rollouts_or_stands_alone(tmp_path):
+    run = go(tmp_path / "alone", mode="evaluate")
+    assert {"eval/distance", "eval/noise"} <= {*rows(run.dir)[0]}
+    assert not {"eval/return", "eval/length"} & {*rows(run.dir)[0]}
     state = rlzoo.load(run.dir, member=1, full=True).policy
-    expected = -((np.asarray(state.params["w"]) - 1.0) ** 2).mean()
-    assert run.summary["members"][1]["eval/return"] == pytest.approx(expected, rel=1e-5)
+    expected = ((np.asarray(state.params["w"]) - 1.0) ** 2).mean()
+    assert run.summary["score"] == {"name": "eval/distance", "lower_is_better": True}
+    assert run.summary["members"][1]["eval/distance"] == pytest.approx(expected, rel=1e-5)
+    assert run.summary["eval/distance"][0]["seeds"] == 2
+    assert run.summary["members"][1]["eval/return"] is None
     assert len(set(column(run.dir, "eval/noise", 0) + column(run.dir, "eval/noise", 1))) == 2 * 21
+    both = go(tmp_path / "both", mode="both")
+    assert {"eval/return", "eval/length", "eval/distance", "eval/noise"} <= {*rows(both.dir)[0]}
+    assert both.summary["score"]["name"] == "eval/return"
+    plain = go(tmp_path / "plain")
+    assert column(plain.dir, "eval/return") == column(both.dir, "eval/return")
+
+
+def test_a_report_ranks_by_the_score_and_its_direction(tmp_path):
+    far = go(tmp_path / "far", mode="evaluate", sweep={"learning_rate": [0.01, 0.5]})
+    best, worst = sorted(report.group([report.read_run(far.dir)]), key=lambda g: -g.rank)
+    assert best.metric == "eval/distance" and best.lower_is_better
+    assert "0.5" in best.setting and best.summary["iqm"] < worst.summary["iqm"]
 
 
 # ---- devices and processes -----------------------------------------------------------------------

@@ -267,8 +267,6 @@ class Training:
             return True
         if stage.until is None:
             return False
-        if self.position.call % stage.check_every:
-            return False
         return bool(self.program.to_host(self.frozen).all())
 
     def _spend(self, train: float = 0.0, eval: float = 0.0) -> None:

@@ -172,8 +172,9 @@ class Program:
             return _all_finite(alg.policy(state))
 
         states, totals = jax.lax.fori_loop(start, stop, body, (states, totals))
-        if until is not None:
-            frozen = frozen | each(ended, states)
+        if until is not None:  # asked at the same calls, whatever the length of chunks
+            asked = stop % self.stages[stage].check_every == 0
+            frozen = frozen | (asked & each(ended, states))
         return states, totals, frozen, each(finite, states)
 
     def _evaluate(self, states: Any, seeds: Any, leaves: Any, dataset: Any, step: Any) -> Any:
