@@ -46,6 +46,11 @@ def random_actions(env: Env, key: jax.Array, *shape: int) -> jax.Array:
     return jax.random.uniform(key, (*shape, env.action_dim), minval=-1.2, maxval=1.2)
 
 
+def as_given(carry: Any, obs: Any, action: jax.Array) -> tuple:
+    """For `Env.rollout`: the actions are those given as `xs`."""
+    return carry, action, None
+
+
 def pick(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
@@ -59,8 +64,10 @@ def roll(env: Env, num_envs: int, length: int, actions: Any = None, key: jax.Arr
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(key, actions):
         state = env.reset(key, num_envs)
-        act, key = lambda obs, x: (x, None), jax.random.fold_in(key, 2)
-        after, steps, _, metrics = env.rollout(state, act, actions, key, length, jnp.int32(0))
+        key = jax.random.fold_in(key, 2)
+        after, _, steps, _, metrics = env.rollout(
+            state, as_given, None, actions, key, length, jnp.int32(0)
+        )
         return state, after, steps, metrics
 
     return jax.tree.map(np.asarray, run(key, actions))
@@ -230,7 +237,7 @@ def test_no_reset_at_every_step():
     actions = jnp.zeros((6, 2), jnp.int32)
 
     def ours(key, t):
-        return env.rollout(env.reset(key, 2), lambda obs, x: (x, None), actions, key, 6, t)
+        return env.rollout(env.reset(key, 2), as_given, None, actions, key, 6, t)
 
     def naive(key):
         inner, params = gymnax.make("probe-obs")
@@ -249,7 +256,7 @@ def test_the_pool_is_drawn_anew_also_under_vmap_over_members():
     actions = jnp.zeros((length, num_envs), jnp.int32)
 
     def one(state, key, t):
-        state, steps, _, _ = env.rollout(state, lambda obs, x: (x, None), actions, key, length, t)
+        state, _, steps, *_ = env.rollout(state, as_given, None, actions, key, length, t)
         return state, steps.obs
 
     over_members = jax.vmap(one, in_axes=(0, 0, None))
