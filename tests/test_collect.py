@@ -120,6 +120,18 @@ def test_episodes_are_those_of_evaluation(cart):
     assert naive.mean() < lengths.mean() - 1
 
 
+def test_compiles_once_for_all_steps():
+    """Also where the dtype of a state is weaker at its start, as in MetaMaze."""
+    traced = []
+
+    def act(policy, obs, key):
+        traced.append(1)
+        return jnp.int32(0)
+
+    data = collect.record(rlzoo.make("MetaMaze-misc"), act, None, 2, jax.random.key(0))
+    assert len(data) > 2 * collect.STEPS and len(traced) == 1
+
+
 def test_continuous_actions_are_those_taken():
     """The policy asks for 3 at obs 1 and for 0.2 at obs -1; the reward 1 - (action - obs / 2)^2
     tells what was done."""
