@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
@@ -31,7 +30,6 @@ from jax.flatten_util import ravel_pytree
 import rlzoo
 from rlzoo.env import EnvState, done
 from rlzoo.normalize import RewardScale, RunningStats
-from rlzoo.wrappers import time_limit
 
 
 @rlzoo.config
@@ -148,26 +146,6 @@ def gae(reward, value, next_value, terminated, done, discount, lam):
     return jax.lax.scan(body, jnp.zeros_like(delta[0]), (delta, decay), reverse=True, unroll=16)[1]
 
 
-def successor_values(value, steps, judge, limit):
-    """V of the true successors [length, num_envs], from V of the observations acted on, `value`.
-
-    A successor is the next observation acted on, except where an episode ended: a terminated one is
-    never asked for, and truncated ones, of which an environment with a time limit (`limit`, the
-    shortest) has few, are judged apart.
-    """
-    length = len(value)
-    most = 1 + (length - 1) // limit
-    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[
-        1
-    ].T  # [most, num_envs]: when, if at all
-    at = (jnp.append(cut, jnp.full_like(cut[:1], length - 1), 0), jnp.arange(value.shape[1]))
-    next_value = jnp.append(value[1:], value[-1:], 0)
-    last = jnp.arange(length)[:, None] == length - 1
-    return next_value.at[at].set(
-        jnp.where((steps.truncated | last)[at], judge(steps.next_obs[at]), next_value[at])
-    )
-
-
 def log_prob_and_entropy(head, log_std, action):
     """Of a categorical with logits `head` [..., num_actions], or of a diagonal Gaussian with mean
     `head`."""
@@ -229,9 +207,6 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     outputs = env.num_actions if env.discrete else env.action_dim
     actor_net = MLP(config.hidden, outputs, 0.01)
     critic_net = MLP(config.hidden, 1, 1.0)
-    shortest = int(
-        np.min(time_limit(env.inner, env.params))
-    )  # limits may differ between environments
     flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
     actor = lambda params, obs: actor_net.apply(params, flat(obs))
     critic = lambda params, obs: critic_net.apply(params, flat(obs))
@@ -263,17 +238,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         shape = (config.num_steps, config.num_envs, outputs)
         noise = (jax.random.gumbel if env.discrete else jax.random.normal)(noise_key, shape)
 
-        def choose(obs, noise):
+        def choose(carry, obs, noise):
             head = actor(state.params.actor, see(state.stats, obs))
             action = (
                 jnp.argmax(head + noise, -1)
                 if env.discrete
                 else head + jnp.exp(state.params.log_std) * noise
             )
-            return action, head
+            return carry, action, head
 
-        env_state, steps, head, metrics = env.rollout(
-            state.env, choose, noise, env_key, config.num_steps, t
+        env_state, _, steps, head, metrics = env.rollout(
+            state.env, choose, None, noise, env_key, config.num_steps, t
         )
         stats = state.stats
         obs = see(stats, steps.obs)
@@ -284,9 +259,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             reward_scale, reward = reward_scale.update(reward, done(steps), config.discount)
         judge = lambda obs: critic(state.params.critic, obs)[..., 0]
         value = judge(obs)
-        next_value = successor_values(
-            value, steps, lambda obs: judge(see(state.stats, obs)), shortest
-        )
+        next_value = env.successor_values(value, steps, lambda obs: judge(see(state.stats, obs)))
         log_prob, _ = log_prob_and_entropy(head, state.params.log_std, steps.action)
         advantage = gae(
             reward,

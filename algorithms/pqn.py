@@ -44,7 +44,6 @@ from jax.scipy.special import entr, erf
 
 import rlzoo
 from rlzoo.env import EnvState, done
-from rlzoo.wrappers import time_limit
 
 
 @rlzoo.config
@@ -274,27 +273,6 @@ def lambda_returns(reward, next_value, terminated, done, config):
     return jax.lax.scan(body, next_value[-1], xs, reverse=True)[1]
 
 
-def successor_values(value, steps, judge, limit):
-    """Values of the true successors [length, num_envs, ...], from those of the observations acted
-    on, `value`.
-
-    A successor is the next observation acted on, except where an episode ended: a terminated one is
-    never asked for, and truncated ones, of which an environment with a time limit (`limit`, the
-    shortest) has few, are judged apart.
-    """
-    length = len(value)
-    most = 1 + (length - 1) // limit
-    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[
-        1
-    ].T  # [most, num_envs]: when, if at all
-    at = (jnp.append(cut, jnp.full_like(cut[:1], length - 1), 0), jnp.arange(value.shape[1]))
-    next_value = jnp.append(value[1:], value[-1:], 0)
-    last = jnp.arange(length)[:, None] == length - 1
-    apart = (steps.truncated | last)[at]
-    apart = apart.reshape(apart.shape + (1,) * (value.ndim - 2))
-    return next_value.at[at].set(jnp.where(apart, judge(steps.next_obs[at]), next_value[at]))
-
-
 def td_loss(params, batch, net, config):
     """One of `LOSSES` for the actions taken. `net(params, obs)` gives values [n, num_actions] (mse)
     or logits [n, num_actions, bins]. Also returns metrics."""
@@ -376,9 +354,6 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_radam(eps=config.adam_eps)
     )
-    shortest = int(
-        np.min(time_limit(env.inner, env.params))
-    )  # limits may differ between environments
     calls = -(-config.total_steps // size)
     updates = config.epochs * config.minibatches
 
@@ -401,15 +376,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
         explore = jax.random.uniform(explore_key, random.shape) < epsilon
 
-        def choose(obs, x):
+        def choose(carry, obs, x):
             best, value = greedy(apply(state.params, obs), config)
-            return jnp.where(x[0], x[1], best), value
+            return carry, jnp.where(x[0], x[1], best), value
 
-        env_state, steps, value, metrics = env.rollout(
-            state.env, choose, (explore, random), env_key, config.num_steps, t
+        env_state, _, steps, value, metrics = env.rollout(
+            state.env, choose, None, (explore, random), env_key, config.num_steps, t
         )
         judge = lambda obs: greedy(apply(state.params, obs), config)[1]
-        next_value = successor_values(value, steps, judge, shortest)
+        next_value = env.successor_values(value, steps, judge)
         back = lambda value: lambda_returns(
             steps.reward, value, steps.terminated, done(steps), config
         )

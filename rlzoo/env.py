@@ -168,7 +168,7 @@ class Env:
 
     def reset(self, key: jax.Array, num_envs: int) -> EnvState:
         """Start `num_envs` episodes."""
-        pool = jax.vmap(self._starts)(jax.random.split(key, (POOL_ROWS + 1, num_envs)))
+        pool = jax.vmap(self.starts)(jax.random.split(key, (POOL_ROWS + 1, num_envs)))
         obs, inner = jax.tree.map(lambda x: x[0], pool)
         return EnvState(
             obs,
@@ -182,41 +182,55 @@ class Env:
         self,
         state: EnvState,
         act: Callable,
+        carry: Any,
         xs: Any,
         key: jax.Array,
         length: int,
         t: jax.Array,
-        unroll: int = 1,
-    ) -> tuple[EnvState, Transition, Any, dict]:
+        reset: Any = None,
+        after: Callable | None = None,
+    ) -> tuple[EnvState, Any, Transition, Any, dict]:
         """Take `length` steps in every environment.
 
         Args:
-          act: `act(obs [num_envs, ...], x) -> (action [num_envs, ...], extra)`, `x` being one slice
-          of `xs`.
+          act: `act(carry, obs [num_envs, ...], x) -> (carry, action [num_envs, ...], extra)`, `x`
+            being one slice of `xs`.
+          carry: what `act` remembers from step to step, any pytree; None for a policy without
+            memory. Where `reset` is given its leaves have a leading axis num_envs.
           xs: pytree with leading axis `length`: keys, or noise drawn beforehand in one go, which is
-          faster.
+            faster.
           t: the index of this call, counted from 0 and not batched under `vmap`; every call has the
             same `length`.
+          reset: the carry that an episode starts with, of one environment (as `Algorithm.memory`
+            gives it) or of each. It takes the place of the carry of every environment whose episode
+            has ended. None: the carry outlives episodes.
+          after: `after(carry, transition) -> carry`, called after every step and before `reset`:
+            for a policy that is told its previous action and reward, or that an episode ended.
 
         Returns:
-          state, transitions [length, num_envs, ...], extras [length, ...], and metrics:
+          state, carry, transitions [length, num_envs, ...], extras [length, ...], and metrics:
           `train/return` and `train/length` of the episodes that ended, as (sum, count).
         """
         num_envs = state.episode_return.shape[0]
         keys = jax.random.split(key, (length + POOL_ROWS, num_envs))
         old, keys, pool_keys = state.pool, keys[:length], keys[length:]
-        fresh = lambda: jax.vmap(self._starts)(pool_keys)
+        fresh = lambda: jax.vmap(self.starts)(pool_keys)
         every = max(1, POOL_STEPS // length)
         pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: old)
 
-        def body(carry: tuple, x: tuple) -> tuple:
-            obs, inner, ret, steps = carry
+        def body(loop: tuple, x: tuple) -> tuple:
+            obs, inner, ret, steps, carry = loop
             x, keys, row = x
-            action, extra = act(obs, x)
-            next_obs, next_inner, reward, score, terminated, truncated = self._step(
+            carry, action, extra = act(carry, obs, x)
+            next_obs, next_inner, reward, score, terminated, truncated = self.step_inner(
                 keys, inner, action
             )
+            transition = Transition(obs, action, reward, terminated, truncated, next_obs)
             ended = terminated | truncated
+            if after is not None:
+                carry = after(carry, transition)
+            if reset is not None:
+                carry = jax.tree.map(lambda a, b: _where(ended, a, b), reset, carry)
             ret, steps = ret + score, steps + 1
             start = jax.tree.map(
                 lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool
@@ -224,34 +238,80 @@ class Env:
             obs_inner = jax.tree.map(
                 lambda a, b: _where(ended, a, b), start, (next_obs, next_inner)
             )
-            carry = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps))
-            out = Transition(obs, action, reward, terminated, truncated, next_obs)
-            return carry, (out, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
+            loop = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps), carry)
+            return loop, (transition, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
 
-        carry = (state.obs, state.inner, state.episode_return, state.episode_length)
+        loop = (state.obs, state.inner, state.episode_return, state.episode_length, carry)
         clock = (t * length + jnp.arange(length)).astype(jnp.uint32)
         rows = (
             clock * np.uint32(2654435769) >> 16
         ) % POOL_ROWS  # scattered, for episodes of equal length
         outs: tuple
-        carry, outs = jax.lax.scan(body, carry, (xs, keys, rows), unroll=unroll)
+        loop, outs = jax.lax.scan(body, loop, (xs, keys, rows))
+        obs, inner, ret, steps, carry = loop
         transitions, extras, returns, lengths = outs
         count = done(transitions).sum()
         metrics = {"train/return": (returns.sum(), count), "train/length": (lengths.sum(), count)}
-        return EnvState(*carry, pool), transitions, extras, metrics
+        return EnvState(obs, inner, ret, steps, pool), carry, transitions, extras, metrics
 
     def step(
         self, state: EnvState, action: Any, key: jax.Array, t: jax.Array
     ) -> tuple[EnvState, Transition, dict]:
         """Take one step in every environment: a `rollout` of length 1 without its leading axis."""
-        state, transition, _, metrics = self.rollout(
-            state, lambda obs, x: (action, None), None, key, 1, t
+        state, _, transition, _, metrics = self.rollout(
+            state, lambda carry, obs, x: (carry, action, None), None, None, key, 1, t
         )
         return state, jax.tree.map(lambda x: x[0], transition), metrics
 
-    # ---- inside -------------------------------------------------------------------------------------------
+    def successor_values(self, value: jax.Array, steps: Transition, judge: Callable) -> jax.Array:
+        """Values of the true successors of a rollout, from those of the observations acted on.
 
-    def _step(self, keys: jax.Array, inner: Any, action: jax.Array) -> tuple:
+        A successor is the next observation acted on, except in the last row and where an episode
+        was truncated: these few are judged apart. A batch has room for what time limits can
+        truncate, so it is the only one, unless episodes are cut for other reasons too.
+
+        Args:
+          value: of `steps.obs`, [length, num_envs] or, for distributions, [length, num_envs, ...].
+          steps: the transitions of a `rollout`.
+          judge: `judge(obs [n, num_envs, ...]) -> value [n, num_envs, ...]`.
+
+        Returns: values like `value`, right wherever `steps.terminated` is False: a terminated
+          successor has no value. Reverse-mode gradients do not pass through the loop.
+        """
+        length, num_envs = steps.truncated.shape
+        shortest = int(np.min(wrappers.time_limit(self.inner, self.params)))
+        slots = min(length, 2 + (length - 1) // shortest)
+
+        def judge_some(carry: tuple) -> tuple:
+            values, left = carry
+            asked, rows = jax.lax.top_k(left.T.astype(jnp.int32), slots)
+            at = (rows.T, jnp.arange(num_envs))
+            judged = judge(jax.tree.map(lambda x: x[at], steps.next_obs))
+            values = values.at[at].set(_where(asked.T > 0, judged, values[at]))
+            return values, left.at[at].set(False)
+
+        # A loop, not a cond: mapped over members, a cond would compute both branches.
+        shifted = jnp.append(value[1:], value[-1:], 0)
+        left = steps.truncated.at[-1].set(True)
+        return jax.lax.while_loop(lambda carry: carry[1].any(), judge_some, (shifted, left))[0]
+
+    def random_action(self, key: jax.Array) -> jax.Array:
+        """A uniformly random action of one environment."""
+        if self.discrete:
+            return jax.random.randint(key, (), 0, self.num_actions)
+        return jax.random.uniform(key, self.action_space.shape, minval=-1.0, maxval=1.0)
+
+    # ---- without auto-reset -------------------------------------------------------------------------------
+
+    def starts(self, keys: jax.Array) -> tuple:
+        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
+        starts = self._over_envs(self.inner.reset_env)(keys)
+        return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
+
+    def step_inner(self, keys: jax.Array, inner: Any, action: jax.Array) -> tuple:
+        """One step from the states `inner`: (obs, inner, reward, score, terminated, truncated) for
+        `keys` [num_envs], `score` being what counts for the episode's return."""
+
         def one(key: jax.Array, inner: Any, action: jax.Array, params: Any) -> tuple:
             action = self._native(action, params)
             obs, inner, reward, terminated, info = self.inner.step_env(key, inner, action, params)
@@ -263,10 +323,7 @@ class Env:
 
         return self._over_envs(one)(keys, inner, action)
 
-    def _starts(self, keys: jax.Array) -> tuple:
-        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
-        starts = self._over_envs(self.inner.reset_env)(keys)
-        return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
+    # ---- inside -------------------------------------------------------------------------------------------
 
     def _over_envs(self, one: Callable) -> Callable:
         """Map over environments all arguments but the last, `params`, which is mapped where it
@@ -307,6 +364,9 @@ class Env:
         return jax.eval_shape(one, jax.random.key(0))
 
 
+# ---- whole episodes ------------------------------------------------------------------------------
+
+
 class Episodes(NamedTuple):
     """Whole episodes under way, one for each key they began with [count]."""
 
@@ -323,28 +383,50 @@ class Episodes(NamedTuple):
     episode_length: jax.Array
 
 
+def acting(act: Callable, memory: Callable | None, policy: Any, count: int) -> tuple[Callable, Any]:
+    """A policy, with or without memory, in the form in which `count` episodes are played.
+
+    Args:
+      act, memory: as in `rlzoo.Algorithm`: `act(policy, obs, key) -> action`, or with
+        `memory(policy)` also `act(policy, memory, obs, reward, key) -> (action, memory)`.
+
+    Returns: `act` as of `advance`, and the memory [count, ...] to `begin` with; None where the
+      policy has none.
+    """
+
+    def one(remembered: Any, obs: Any, reward: Any, key: jax.Array) -> tuple:
+        if memory is None:
+            return act(policy, obs, key), remembered
+        return act(policy, remembered, obs, reward, key)
+
+    start = None if memory is None else memory(policy)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), start)
+    return jax.vmap(one), copies
+
+
 def begin(env: Env, memory: Any, keys: jax.Array) -> Episodes:
-    """Start an episode for each of `keys` [count]; `memory` is the policy's, None for policies
-    without one."""
+    """Start an episode for each of `keys` [count]; `memory` is the policy's, as of `acting`."""
     zero = jnp.zeros(len(keys))
-    obs, inner = env._starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
-    return Episodes(
+    obs, inner = env.starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
+    now = Episodes(
         jnp.int32(0), obs, inner, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32)
     )
+    return _settled(now)
 
 
-def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> Episodes:
-    """Take one step in episodes that began with `keys`.
+def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> tuple[Episodes, Transition]:
+    """Take one step in episodes that began with `keys`, also in those that are over.
 
     Args:
       act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...],
-      memory)`.
+        memory)`, `reward` being the previous step's, 0 at first.
     """
     split = lambda key: jax.random.split(jax.random.fold_in(key, now.step + 1))
     act_keys, step_keys = jax.vmap(split, out_axes=1)(keys)
     action, memory = act(now.memory, now.obs, now.reward, act_keys)
-    obs, inner, reward, score, terminated, truncated = env._step(step_keys, now.inner, action)
-    return Episodes(
+    obs, inner, reward, score, terminated, truncated = env.step_inner(step_keys, now.inner, action)
+    transition = Transition(now.obs, action, reward, terminated, truncated, obs)
+    now = Episodes(
         now.step + 1,
         obs,
         inner,
@@ -354,6 +436,7 @@ def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> Episodes
         now.episode_return + jnp.where(now.over, 0.0, score),
         now.episode_length + ~now.over,
     )
+    return _settled(now), transition
 
 
 def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -364,9 +447,14 @@ def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax
     """
     going = lambda now: (now.step < env.max_steps) & ~now.over.all()
     end = jax.lax.while_loop(
-        going, lambda now: advance(env, act, keys, now), begin(env, memory, keys)
+        going, lambda now: advance(env, act, keys, now)[0], begin(env, memory, keys)
     )
     return end.episode_return, end.episode_length
+
+
+def _settled(now: Episodes) -> Episodes:
+    """Without weak types, so that a step compiles once."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), now)
 
 
 # ---- making --------------------------------------------------------------------------------------
@@ -381,4 +469,5 @@ def _check_names(id: str, given: dict, known: list[str]) -> None:
 
 
 def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+    """`a` where `mask` [n] is True, else `b` [n, ...]."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim)), a, b)

@@ -52,13 +52,15 @@ def measure(id: str, limit: float) -> dict:
     from rlzoo import machine
 
     env = rlzoo.make(id)
-    draw = lambda obs, key: (jax.random.uniform(key, (NUM_ENVS, env.action_dim), minval=-1.0), None)
+
+    def draw(carry, obs, key):
+        return carry, jax.random.uniform(key, (NUM_ENVS, env.action_dim), minval=-1.0), None
 
     @jax.jit
     def rollout(state, key, t):
         act_key, key = jax.random.split(key)
-        state, steps, _, _ = env.rollout(
-            state, draw, jax.random.split(act_key, LENGTH), key, LENGTH, t
+        state, _, steps, _, _ = env.rollout(
+            state, draw, None, jax.random.split(act_key, LENGTH), key, LENGTH, t
         )
         good = jax.tree.map(lambda x: jnp.isfinite(x).all(), (steps.next_obs, steps.reward))
         return state, jnp.stack(jax.tree.leaves(good)).all()

@@ -39,8 +39,8 @@ def collect(env: rlzoo.Env) -> tuple[Transition, Transition]:
         )
         start = env.reset(reset_key, 2 * NUM_ENVS)
         return env.rollout(
-            start, lambda obs, action: (action, None), noise, key, length, jnp.int32(0)
-        )[1]
+            start, lambda _, obs, action: (_, action, None), None, noise, key, length, jnp.int32(0)
+        )[2]
 
     run = jax.jit(
         run, compiler_options={"xla_backend_optimization_level": 0}

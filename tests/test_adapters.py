@@ -112,10 +112,10 @@ def test_stepped_together(id):
     def run(key):
         actions = jax.random.randint(key, (12, 3), 0, env.num_actions)
         return env.rollout(
-            env.reset(key, 3), lambda obs, x: (x, None), actions, key, 12, jnp.int32(0)
+            env.reset(key, 3), lambda _, obs, x: (_, x, None), None, actions, key, 12, jnp.int32(0)
         )
 
-    _, steps, _, metrics = run(KEY)
+    _, _, steps, _, metrics = run(KEY)
     ended = steps.terminated | steps.truncated
     assert steps.truncated.sum() >= 4 and not (steps.terminated & steps.truncated).any()
     assert metrics["train/length"][1] == ended.sum()

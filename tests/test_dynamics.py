@@ -227,8 +227,14 @@ def pendulum():
         noise = jax.random.uniform(noise_key, (CAPACITY // 20, 40, ACTION), minval=-1, maxval=1)
         start = env.reset(reset_key, 40)
         steps = env.rollout(
-            start, lambda obs, action: (action, None), noise, key, len(noise), jnp.int32(0)
-        )[1]
+            start,
+            lambda _, obs, action: (_, action, None),
+            None,
+            noise,
+            key,
+            len(noise),
+            jnp.int32(0),
+        )[2]
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
 
     steps = jax.tree.map(np.asarray, quick_jit(collect)(KEY))

@@ -16,7 +16,7 @@ from gymnax.utils import load_mnist
 import rlzoo
 from rlzoo import wrappers
 from rlzoo.algorithm import Refused
-from rlzoo.env import POOL_ROWS, POOL_STEPS, Env, done, episodes
+from rlzoo.env import POOL_ROWS, POOL_STEPS, Env, Transition, acting, advance, begin, done, episodes
 from rlzoo.suites.brax import NAMES as BRAX
 from rlzoo.suites.registry import ids
 
@@ -46,6 +46,11 @@ def random_actions(env: Env, key: jax.Array, *shape: int) -> jax.Array:
     return jax.random.uniform(key, (*shape, env.action_dim), minval=-1.2, maxval=1.2)
 
 
+def as_given(carry: Any, obs: Any, action: jax.Array) -> tuple:
+    """For `Env.rollout`: the actions are those given as `xs`."""
+    return carry, action, None
+
+
 def pick(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
@@ -59,8 +64,10 @@ def roll(env: Env, num_envs: int, length: int, actions: Any = None, key: jax.Arr
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(key, actions):
         state = env.reset(key, num_envs)
-        act, key = lambda obs, x: (x, None), jax.random.fold_in(key, 2)
-        after, steps, _, metrics = env.rollout(state, act, actions, key, length, jnp.int32(0))
+        key = jax.random.fold_in(key, 2)
+        after, _, steps, _, metrics = env.rollout(
+            state, as_given, None, actions, key, length, jnp.int32(0)
+        )
         return state, after, steps, metrics
 
     return jax.tree.map(np.asarray, run(key, actions))
@@ -207,6 +214,213 @@ def test_bootstrapping_at_time_limits():
     assert fixed_point(done(steps)) < 4
 
 
+# ---- carries -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def out_of_step() -> Env:
+    """Two environments whose episodes are truncated after 3 and after 5 steps."""
+    return rlzoo.make("probe-time-limit").replace(max_steps_in_episode=jnp.array([3, 5]))
+
+
+def remember(env: Env, act: Any, start: Any, **kwargs: Any) -> tuple:
+    """Two rollouts of 6 steps, one after the other: carry, steps and extras [12, 2, ...]."""
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(key):
+        def body(loop, t):
+            state, carry = loop
+            actions = random_actions(env, jax.random.fold_in(key, t), 6, 2)
+            state, carry, *rows, _ = env.rollout(state, act, carry, actions, key, 6, t, **kwargs)
+            return (state, carry), rows
+
+        (_, carry), rows = jax.lax.scan(body, (env.reset(key, 2), start), jnp.arange(2))
+        return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+    carry, (steps, extras) = jax.tree.map(np.asarray, run(KEY))
+    return carry, steps, extras
+
+
+def count(carry: Any, obs: Any, action: jax.Array) -> tuple:
+    """Remembers how often it was asked, in two leaves of different shapes."""
+    return jax.tree.map(lambda x: x + 1, carry), action, carry
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+def test_a_carry_starts_anew_with_each_episode(out_of_step, of_each):
+    """Also from call to call, and where environments end at different times."""
+    start = {"a": jnp.array([10, 20]), "b": jnp.zeros((2, 3))}
+    fresh = start if of_each else {"a": jnp.int32(10), "b": jnp.zeros(3)}
+    carry, steps, seen = remember(out_of_step, count, start, reset=fresh)
+    step = np.arange(12)[:, None] % [3, 5]
+    first = np.where(step == np.arange(12)[:, None], [10, 20], [10, 20] if of_each else 10)
+    np.testing.assert_array_equal(done(steps), step == [2, 4])
+    np.testing.assert_array_equal(seen["a"], first + step)
+    np.testing.assert_array_equal(seen["b"], step[..., None].repeat(3, -1))
+    np.testing.assert_array_equal(carry["b"][:, 0], [0, 2])  # after steps 12 of 3 and of 5
+
+
+def test_a_carry_outlives_episodes_and_is_told_what_happened(out_of_step):
+    """What RL^2 needs: the previous action, reward and end as inputs, no reset between episodes."""
+
+    def act(carry, obs, action):
+        return carry | {"asked": carry["asked"] + 1}, action, carry
+
+    def after(carry, step):
+        return carry | {"action": step.action, "reward": step.reward, "done": done(step)}
+
+    none = jnp.zeros(2, jnp.int32)
+    start = {"asked": none, "action": none, "reward": jnp.zeros(2), "done": none > 0}
+    carry, steps, seen = remember(out_of_step, act, start, after=after)
+    np.testing.assert_array_equal(seen["asked"], np.arange(12)[:, None].repeat(2, 1))
+    for name, row in (("action", steps.action), ("reward", steps.reward), ("done", done(steps))):
+        np.testing.assert_array_equal(seen[name][1:], row[:-1])
+        np.testing.assert_array_equal(carry[name], row[-1])
+        assert not seen[name][0].any() and row[:-1].any()
+    # with a reset, an episode starts without a previous reward, as when it is evaluated
+    _, steps, seen = remember(out_of_step, act, start, after=after, reset=start)
+    ended = done(steps)[:-1]
+    np.testing.assert_array_equal(seen["reward"][1:], np.where(ended, 0, steps.reward[:-1]))
+    assert not seen["done"].any()
+
+
+def test_no_carry_costs_nothing():
+    """The loop carries observation, state, return and length, and holds no more operations than
+    a policy without memory asks for."""
+    env = rlzoo.make("CartPole-v1")
+    state, actions = (
+        jax.eval_shape(lambda key: env.reset(key, 2), KEY),
+        jnp.zeros((6, 2), jnp.int32),
+    )
+
+    def scan(carry, **kwargs):
+        run = lambda state: env.rollout(state, as_given, carry, actions, KEY, 6, 0, **kwargs)
+        jaxpr = jax.make_jaxpr(run)(state).jaxpr
+        (eqn,) = [e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == 6]
+        return eqn.params["num_carry"], len(eqn.params["jaxpr"].eqns)
+
+    now = (state.obs, state.inner, state.episode_return, state.episode_length)
+    carried, operations = scan(None)
+    assert carried == len(jax.tree.leaves(now))
+    assert scan((), reset=(), after=lambda carry, step: carry) == (carried, operations)
+    assert scan(jnp.zeros(2), reset=0.0) > (carried, operations)
+
+
+# ---- the values of successors --------------------------------------------------------------------
+
+
+def by_limit(value: Any, steps: Any, judge: Any, limit: int) -> Any:
+    """What PPO and PQN had before: at most as many truncations as a time limit allows."""
+    length = len(value)
+    most = 1 + (length - 1) // limit
+    cut = jax.lax.top_k(steps.truncated.T.astype(jnp.int32), most)[1].T
+    at = (jnp.append(cut, jnp.full_like(cut[:1], length - 1), 0), jnp.arange(value.shape[1]))
+    next_value = jnp.append(value[1:], value[-1:], 0)
+    apart = (steps.truncated | (jnp.arange(length)[:, None] == length - 1))[at]
+    return next_value.at[at].set(jnp.where(apart, judge(steps.next_obs[at]), next_value[at]))
+
+
+def judge(obs: Any) -> Any:
+    """A value [n, num_envs] of observations [n, num_envs, ...]."""
+    return jnp.sin(obs.reshape(*obs.shape[:2], -1) * 3.0).sum(-1)
+
+
+class Corridor(probes.Probe):
+    """Episodes are truncated three steps to the left or right of where they start."""
+
+    steps = 100
+    length = None
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        after = probes.State(state.sign + jnp.where(action > 0, 1, -1), state.time + 1)
+        return self.see(after), after, jnp.float32(0), jnp.bool_(False), {}
+
+    def see(self, state: Any) -> jax.Array:
+        return jnp.stack([state.sign, state.time.astype(jnp.float32)])
+
+    def is_truncated(self, state: Any, params: Any) -> jax.Array:
+        return (jnp.abs(state.sign - 1) >= 3) | (state.time >= params.max_steps_in_episode)
+
+    def observation_space(self, params: Any) -> Any:
+        return gymnax.environments.spaces.Box(-100.0, 100.0, (2,))
+
+
+def corridor() -> Env:
+    inner = Corridor()
+    return Env("corridor", inner, inner.default_params)
+
+
+def late() -> Env:
+    """CartPole from stored states 1, 2 or 3 steps before the time limit."""
+    plain = rlzoo.make("CartPole-v1")
+    obs, inner = jax.vmap(plain.inner.reset_env, (0, None))(jax.random.split(KEY, 3), plain.params)
+    inner = inner.replace(time=jnp.array([497, 498, 499]))
+    return Env("late", wrappers.ResetTo(plain.inner, obs, inner), plain.params)
+
+
+@pytest.mark.parametrize(
+    ("make", "cut"),
+    [
+        (corridor, True),
+        (late, True),
+        (lambda: rlzoo.make("CartPole-v1?limit=7"), False),
+        (lambda: rlzoo.make("CartPole-v1").replace(max_steps_in_episode=jnp.full(6, 3)), False),
+    ],
+    ids=["by position", "late starts", "limit", "limits of each"],
+)
+def test_successor_values_are_those_of_every_true_successor(make, cut):
+    """`cut`: the environment truncates more often than its time limit says. Where it does not, one
+    small batch is judged."""
+    env, batches, shapes = make(), [], []
+    limit = int(np.min(wrappers.time_limit(env.inner, env.params)))
+    steps = roll(env, 6, 32)[2]
+
+    def counted(obs):
+        shapes.append(obs.shape[:2])
+        jax.debug.callback(lambda: batches.append(1))
+        return judge(obs)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(steps):
+        value = judge(steps.obs)
+        found = env.successor_values(value, steps, counted)
+        return value, found, by_limit(value, steps, judge, limit), judge(steps.next_obs)
+
+    value, found, before, right = map(np.asarray, run(steps))
+    jax.effects_barrier()
+    error = lambda found: np.abs(found - right)[~steps.terminated].max()  # targets use no others
+    assert error(found) < 1e-5
+    assert (error(before) > 0.1) == cut == (len(batches) > 1)
+    assert set(shapes) == {(2 + 31 // limit, 6)}
+    # the naive variant takes the observation acted on next
+    assert steps.truncated[:-1].any() and error(np.append(value[1:], right[-1:], 0)) > 0.1
+
+
+@pytest.mark.parametrize("length", [1, 2, 15])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0])
+def test_successor_values_for_any_pattern_of_truncations(length, share):
+    """Of members that need different numbers of batches, with distributions as values, and with
+    observations that are images."""
+    env, rng = rlzoo.make("probe-time-limit", max_steps_in_episode=100), np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(2, 2, length, 8, 3, 2)).astype(np.float32)
+    truncated = rng.random((2, length, 8)) < np.array([share, share / 4])[:, None, None]
+    terminated = (rng.random(truncated.shape) < 0.2) & ~truncated
+    next_obs[:, :-1] = np.where(
+        (terminated | truncated)[:, :-1, :, None, None], next_obs[:, :-1], obs[:, 1:]
+    )
+    steps = Transition(obs, None, None, terminated, truncated, next_obs)
+    both = lambda obs: jnp.stack([judge(obs), obs[..., 0, 0]], -1)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.vmap
+    def run(steps):
+        return env.successor_values(both(steps.obs), steps, both), both(steps.next_obs)
+
+    found, right = map(np.asarray, run(jax.tree.map(jnp.asarray, steps)))
+    assert found.shape == (2, length, 8, 2)
+    np.testing.assert_allclose(found[~terminated], right[~terminated], rtol=1e-5, atol=1e-6)
+
+
 # ---- the pool ------------------------------------------------------------------------------------
 
 
@@ -230,7 +444,7 @@ def test_no_reset_at_every_step():
     actions = jnp.zeros((6, 2), jnp.int32)
 
     def ours(key, t):
-        return env.rollout(env.reset(key, 2), lambda obs, x: (x, None), actions, key, 6, t)
+        return env.rollout(env.reset(key, 2), as_given, None, actions, key, 6, t)
 
     def naive(key):
         inner, params = gymnax.make("probe-obs")
@@ -249,7 +463,7 @@ def test_the_pool_is_drawn_anew_also_under_vmap_over_members():
     actions = jnp.zeros((length, num_envs), jnp.int32)
 
     def one(state, key, t):
-        state, steps, _, _ = env.rollout(state, lambda obs, x: (x, None), actions, key, length, t)
+        state, _, steps, *_ = env.rollout(state, as_given, None, actions, key, length, t)
         return state, steps.obs
 
     over_members = jax.vmap(one, in_axes=(0, 0, None))
@@ -399,6 +613,42 @@ def test_episodes_hand_the_previous_reward_and_fresh_keys_to_the_policy():
     jax.effects_barrier()
     assert [(float(obs[0, 0]), float(reward[0])) for obs, reward, _ in seen] == [(0, 0), (1, 0)]
     assert not np.array_equal(seen[0][2], seen[1][2])
+
+
+def test_a_policy_with_and_without_memory_is_played_in_one_form():
+    env = rlzoo.make("probe-time-limit")
+    keys, asked = jax.random.split(KEY, 4), jnp.float32(2.0)
+    plain = lambda policy, obs, key: jnp.int32(policy)
+    remembers = lambda policy, memory, obs, reward, key: (jnp.int32(policy), memory + reward)
+    act, memory = acting(plain, None, asked, 4)
+    assert memory is None
+    assert act(None, jnp.zeros((4, 1)), jnp.zeros(4), keys)[0].tolist() == [2] * 4
+    act, memory = acting(remembers, lambda policy: {"total": policy}["total"], asked, 4)
+    assert memory.tolist() == [2.0] * 4
+    now = begin(env, memory, keys)
+    for i in range(3):
+        now, _ = advance(env, act, keys, now)
+        assert now.memory.tolist() == [2.0 + i] * 4  # rewards of 1, known a step later
+
+
+def test_the_player_gives_the_transitions_that_its_episodes_are_made_of():
+    env = rlzoo.make("CartPole-v1?limit=12")
+    keys = jax.random.split(KEY, 8)
+    act, _ = acting(lambda policy, obs, key: env.random_action(key), None, None, 8)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(keys):
+        step = lambda now, _: advance(env, act, keys, now)
+        return jax.lax.scan(step, begin(env, None, keys), length=12), episodes(env, act, None, keys)
+
+    (end, steps), (returns, lengths) = jax.tree.map(np.asarray, run(keys))
+    ended = done(steps)
+    counted = np.cumsum(ended, 0) - ended == 0
+    np.testing.assert_array_equal(counted.sum(0), lengths)
+    np.testing.assert_array_equal((counted * steps.reward).sum(0), returns)
+    np.testing.assert_array_equal(end.episode_return, returns)
+    np.testing.assert_array_equal(steps.obs[1:], steps.next_obs[:-1])
+    assert end.over.all() and steps.truncated.any() and steps.terminated.any()
 
 
 def test_reset_to_stored_states():

@@ -130,38 +130,6 @@ def test_lambda_returns_of_distributions():
     assert variance(found)[0].max() > variance(one_step).max()  # mixing and projecting blur
 
 
-def test_successors_are_the_true_ones():
-    """Also with distributions in place of values, and where the time limit differs between
-    environments."""
-    env = rlzoo.make("CartPole-v1").replace(max_steps_in_episode=jnp.array([3, 50]))
-    judge = lambda obs: jnp.stack([obs.sum(-1), obs[..., 0]], -1)
-
-    @quick_jit
-    def run(key):
-        actions = jnp.arange(20)[:, None].repeat(2, 1) % 2
-        steps = env.rollout(env.reset(key, 2), lambda obs, a: (a, None), actions, key, 20, 0)[1]
-        by = lambda limit: pqn.successor_values(judge(steps.obs), steps, judge, limit)
-        return steps, judge(steps.obs), judge(steps.next_obs), by(3), by(50)
-
-    steps, value, right, by_shortest, by_longest = jax.tree.map(np.asarray, run(jax.random.key(0)))
-    assert steps.truncated[:, 0].sum() == 6
-    asked = ~steps.terminated
-    np.testing.assert_allclose(by_shortest[asked], right[asked], rtol=1e-5, atol=1e-6)
-    assert np.abs(by_longest - right)[asked].max() > 1e-3
-    assert (
-        np.abs(np.append(value[1:], right[-1:], 0) - right)[asked].max() > 1e-3
-    )  # the observation acted on next
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:  # and `make` hands over the shortest limit
-        real = pqn.successor_values
-        patch.setattr(
-            pqn, "successor_values", lambda *args: (seen.append(args[-1]), real(*args))[1]
-        )
-        alg = pqn.make(pqn.Config(num_envs=2, num_steps=8), env)
-        jax.eval_shape(lambda key: alg.step(alg.init(key), 0), jax.random.key(0))
-    assert seen == [3]
-
-
 # ---- the loss ------------------------------------------------------------------------------------
 
 

@@ -627,11 +627,11 @@ def test_episodes(id, steps):
     @quick_jit
     def run(key):
         keys = jax.random.split(key, len(steps))
-        _, state = env._starts(keys)
+        _, state = env.starts(keys)
         actions = jax.random.bits(key, (length, len(steps)), jnp.uint8) % env.num_actions
 
         def step(state, action):
-            obs, state, reward, _, terminated, truncated = env._step(
+            obs, state, reward, _, terminated, truncated = env.step_inner(
                 keys, state, action.astype(jnp.int32)
             )
             return state, (obs, reward, terminated, truncated, state)

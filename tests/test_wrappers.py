@@ -57,10 +57,10 @@ class Echo(environment.Environment):
 def roll(env: Env, actions: jax.Array) -> tuple:
     """Reset, then a rollout under `actions` [length, num_envs]."""
     length, num_envs = actions.shape
-    act = lambda obs, action: (action, None)
+    act = lambda carry, obs, action: (carry, action, None)
     start = env.reset(KEY, num_envs)
-    after, rows, _, metrics = env.rollout(
-        start, act, actions, jax.random.key(1), length, jnp.int32(0)
+    after, _, rows, _, metrics = env.rollout(
+        start, act, None, actions, jax.random.key(1), length, jnp.int32(0)
     )
     return start, after, rows, metrics
 

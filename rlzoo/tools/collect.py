@@ -19,7 +19,7 @@ import numpy as np
 
 from rlzoo.algorithm import Refused
 from rlzoo.dataset import Dataset, concatenate, from_arrays
-from rlzoo.env import Env, EnvState, Transition
+from rlzoo.env import Env, EnvState, Episodes, Transition, acting, advance, begin, done
 from rlzoo.formats import NAMES, Arrays
 from rlzoo.replay import ReplayState
 from rlzoo.run.loading import Trained, trained
@@ -62,7 +62,7 @@ def policy(
 def random(env: str, episodes: int, *, seed: int = 0) -> Dataset:
     """Whole episodes of uniformly random actions in the environment called `env`."""
     made = make(env)
-    act = lambda policy, obs, key: _random_action(made, key)
+    act = lambda policy, obs, key: made.random_action(key)
     data = record(made, act, None, episodes, jax.random.key(seed))
     return dataclasses.replace(data, source=f"random, seed {seed}")
 
@@ -117,23 +117,20 @@ def record(
                 else "be at least 0, the standard deviation"
             )
         )
-    begin, advance = _player(env, act, memory, noise)
+    start, go = _player(env, act, memory, noise)
 
     def play(first: int) -> Transition:
         """The rows of up to ENVS episodes from number `first` on."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(min(episodes, ENVS)))
-        carry, parts, over = begin(policy, keys), [], np.zeros(len(keys), bool)
-        for t in range(0, env.max_steps, STEPS):
-            carry, part = advance(policy, keys, carry, t)
+        now, parts = start(policy, keys), []
+        while now.step < env.max_steps and not now.over.all():
+            now, part = go(policy, keys, now)
             parts.append(jax.device_get(part))
-            over = over | (part.terminated | part.truncated).any(0)
-            if over.all():
-                break
         batch = jax.tree.map(
             lambda *x: np.concatenate(x).swapaxes(0, 1)[: episodes - first], *parts
         )
-        done = batch.terminated | batch.truncated
-        before_end = np.cumsum(done, axis=1) - done == 0
+        ended = done(batch)
+        before_end = np.cumsum(ended, axis=1) - ended == 0
         return jax.tree.map(lambda x: x[before_end], batch)
 
     played = [play(first) for first in range(0, episodes, ENVS)]
@@ -143,41 +140,24 @@ def record(
 def _player(
     env: Env, act: Callable, memory: Callable | None, noise: float
 ) -> tuple[Callable, Callable]:
-    """Compiled `begin(policy, keys) -> carry` and `advance(policy, keys, carry, t) -> (carry, steps
-    t to t + STEPS)`."""
+    """Compiled `start(policy, keys) -> Episodes` and `go(policy, keys, now) -> (Episodes, their
+    next STEPS transitions)`."""
 
-    def choose(policy: Any, key: Any, remembered: Any, obs: Any, reward: Any) -> tuple:
-        if memory is None:
-            action = act(policy, obs, key)
-        else:
-            action, remembered = act(policy, remembered, obs, reward, key)
-        return _taken(env, action, noise, jax.random.fold_in(key, NOISE)), remembered
+    def start(policy: Any, keys: Any) -> Episodes:
+        return begin(env, acting(act, memory, policy, len(keys))[1], keys)
 
-    def begin(policy: Any, keys: Any) -> tuple:
-        zero = jnp.zeros(len(keys))
-        remembered = memory(policy) if memory else None
-        copies = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (*zero.shape, *jnp.shape(x))), remembered
-        )
-        return *env._starts(jax.vmap(jax.random.fold_in, (0, None))(keys, 0)), copies, zero
+    def go(policy: Any, keys: Any, now: Episodes) -> tuple:
+        choose, _ = acting(act, memory, policy, len(keys))
+        taken = lambda action, key: _taken(env, action, noise, jax.random.fold_in(key, NOISE))
 
-    def advance(policy: Any, keys: Any, carry: tuple, t: Any) -> tuple:
-        def step(carry: tuple, t: Any) -> tuple:
-            obs, inner, remembered, reward = carry
-            split = lambda key: jax.random.split(jax.random.fold_in(key, t + 1))
-            act_keys, step_keys = jax.vmap(split, out_axes=1)(
-                keys
-            )  # as rlzoo.env.episodes draws them
-            action, remembered = jax.vmap(choose, (None, 0, 0, 0, 0))(
-                policy, act_keys, remembered, obs, reward
-            )
-            next_obs, inner, reward, _, terminated, truncated = env._step(step_keys, inner, action)
-            transition = Transition(obs, action, reward, terminated, truncated, next_obs)
-            return (next_obs, inner, remembered, reward), transition
+        def noisy(remembered: Any, obs: Any, reward: Any, keys: Any) -> tuple:
+            action, remembered = choose(remembered, obs, reward, keys)
+            return jax.vmap(taken)(action, keys), remembered
 
-        return jax.lax.scan(step, carry, t + jnp.arange(STEPS))
+        step = lambda now, _: advance(env, noisy, keys, now)
+        return jax.lax.scan(step, now, length=STEPS)
 
-    return jax.jit(begin), jax.jit(advance)
+    return jax.jit(start), jax.jit(go)
 
 
 def _taken(env: Env, action: Any, noise: float, key: jax.Array) -> jax.Array:
@@ -187,13 +167,7 @@ def _taken(env: Env, action: Any, noise: float, key: jax.Array) -> jax.Array:
         return jnp.clip(action + noise * jax.random.normal(key, action.shape), -1.0, 1.0)
     which_key, random_key = jax.random.split(key)
     random = jax.random.uniform(which_key) < noise
-    return jnp.where(random, _random_action(env, random_key), jnp.asarray(action, jnp.int32))
-
-
-def _random_action(env: Env, key: jax.Array) -> jax.Array:
-    if env.discrete:
-        return jax.random.randint(key, (), 0, env.num_actions)
-    return jax.random.uniform(key, env.action_space.shape, minval=-1.0, maxval=1.0)
+    return jnp.where(random, env.random_action(random_key), jnp.asarray(action, jnp.int32))
 
 
 def _members(run: str | Path, member: int | None) -> Iterator[tuple[int, str, Trained]]:

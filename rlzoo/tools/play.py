@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -65,7 +64,7 @@ def play(
         else Path(re.sub("[^A-Za-z0-9_.-]", "-", f"{random}.gif"))
     )
     out = Path(out or default)
-    env, act, memory = _trained(run, member) if run is not None else _random(str(random))
+    env, act, memory = _player(run, random, member)
     _check_file(out, fps, env)
     rolled = []
     for frames in roll(env, act, memory, jax.random.split(jax.random.key(seed), episodes), steps):
@@ -78,36 +77,15 @@ def play(
     return out
 
 
-def _trained(run: str | Path, member: int) -> tuple:
-    """Environment, `act` as of `rlzoo.env.advance`, and memory of a member's policy."""
+def _player(run: str | Path | None, random: str | None, member: int) -> tuple:
+    """Environment, and of the policy `act` and memory as of `rlzoo.env.begin` and `advance`."""
+    if run is None:
+        env = registry.make(str(random))
+        act = lambda policy, obs, key: env.random_action(key)
+        return env, *environments.acting(act, None, None, 1)
     found = trained(run, member)
-    algorithm, policy = found.algorithm, found.policy
-    if algorithm.memory is None:
-        act = jax.vmap(algorithm.act, (None, 0, 0))
-        return found.env, lambda memory, obs, reward, keys: (act(policy, obs, keys), memory), None
-    act = jax.vmap(algorithm.act, (None, 0, 0, 0, 0))
-    memory = jax.tree.map(lambda x: jnp.asarray(x)[None], algorithm.memory(policy))
-    return (
-        found.env,
-        lambda memory, obs, reward, keys: act(policy, memory, obs, reward, keys),
-        memory,
-    )
-
-
-def _random(id: str) -> tuple:
-    env = registry.make(id)
-
-    def act(memory: Any, obs: Any, reward: Any, keys: Any) -> tuple:
-        if env.discrete:
-            return jax.vmap(lambda key: jax.random.randint(key, (), 0, env.num_actions))(
-                keys
-            ), memory
-        shape = env.action_space.shape
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(
-            keys
-        ), memory
-
-    return env, act, None
+    algorithm = found.algorithm
+    return found.env, *environments.acting(algorithm.act, algorithm.memory, found.policy, 1)
 
 
 def roll(
@@ -117,14 +95,14 @@ def roll(
     steps of each."""
 
     def show(now: environments.Episodes) -> tuple:
-        now = jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.result_type(x)), now
-        )  # no weak types: compiled once
         seen = (now.obs, inner_state(env.inner, now.inner), now.episode_length, now.episode_return)
         return now, now.over.all(), Frame(*jax.tree.map(lambda x: x[0], seen))
 
+    def step(key: jax.Array, now: environments.Episodes) -> tuple:
+        return show(environments.advance(env, act, key[None], now)[0])
+
     begin = jax.jit(lambda key: show(environments.begin(env, memory, key[None])))
-    advance = jax.jit(lambda key, now: show(environments.advance(env, act, key[None], now)))
+    advance = jax.jit(step)
     for key in keys:
         now, over, frame = begin(key)
         frames = [jax.device_get(frame)]
