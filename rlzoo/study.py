@@ -83,7 +83,7 @@ class Study:
         subprocess.run([sys.executable, *parts, *out], check=True, cwd=self.root)
         if then:
             then(work)
-        self._keep(work, target, {"command": " ".join(["python", *parts])} | commit)
+        self._keep(work, target, {"command": shlex.join(["python", *parts])} | commit)
         shutil.rmtree(work)
         return report.read_run(target)
 
