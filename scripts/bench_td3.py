@@ -86,7 +86,7 @@ def train() -> None:
     del sys.argv[1]
     argv = sys.argv[1:]
     sys.argv.insert(1, "--train")  # for the workers that `--processes` starts
-    script(td3.make, td3.Config, argv)
+    script(td3.make, td3.Config, argv=argv)
 
 
 def measure(members: int, processes: int, threads: int) -> float:
