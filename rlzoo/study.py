@@ -56,10 +56,7 @@ class Study:
         return (self.folder / name / "summary.json").exists()
 
     def once(
-        self,
-        name: str,
-        command: str | Sequence[str],
-        then: Callable[[Path], None] | None = None,
+        self, name: str, command: str | Sequence[str], then: Callable[[Path], None] | None = None
     ) -> report.Run:
         """The record results/<study>/`name` of a command line; it is made now if it is not there.
 
@@ -132,6 +129,15 @@ def parser(about: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
     flags.add_argument("--processes", type=int, default=machine.cores(), metavar="N")
     flags.add_argument("--dirty", action="store_true", help="run with uncommitted changes too")
     return flags
+
+
+def script(main: Callable[[], None]) -> None:
+    """Call the main function of a script; where it is refused, exit with 2 and say why."""
+    try:
+        main()
+    except Refused as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------- claims

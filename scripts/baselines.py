@@ -12,7 +12,7 @@ Seconds and steps/s are of the machine that the page names, and only as good as 
 from typing import NamedTuple
 
 from rlzoo import report
-from rlzoo.study import ROOT, Study, fill, parser, table
+from rlzoo.study import ROOT, Study, fill, parser, script, table
 
 CARTPOLE = "--env CartPole-v1 --total-steps 500_000"
 MINATAR = "--num-envs 64 --minibatches 8 --learning-rate 5e-3"
@@ -156,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

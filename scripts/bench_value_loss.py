@@ -109,10 +109,7 @@ def main(turns: int) -> None:
                 verdicts.append(f"- {name}: HL-Gauss costs {1 - middle:.0%}: **{word}**")
     heads = ["case", "loss", "steps per CPU second (median)", "ratio to mse (median)", "quartiles"]
     fill(
-        PAGE,
-        cpu=machine.describe()["cpu"],
-        table=table(heads, body),
-        verdicts="\n".join(verdicts),
+        PAGE, cpu=machine.describe()["cpu"], table=table(heads, body), verdicts="\n".join(verdicts)
     )
 
 

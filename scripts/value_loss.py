@@ -14,11 +14,8 @@ holds the claim, the commands, a table, and a verdict for every part of the clai
 
 import csv
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,11 +23,32 @@ import numpy as np
 from matplotlib.figure import Figure
 from programs import board as board_game
 from programs import plasticity as phases
+from programs.arms import (
+    BREAKOUT,
+    BREAKOUT_RATES,
+    DQN,
+    LOSSES,
+    OFFLINE_DQN,
+    PQN,
+    RATES,
+    SEEDS,
+    SMALL,
+    Lab,
+    Parts,
+    Runs,
+    final,
+    gap,
+    hardware,
+    highest,
+    members,
+    online,
+    results,
+)
+from programs.offline_data import data_file, record_data
 
-from rlzoo import collect, dataset, machine, report
+from rlzoo import machine, report
 from rlzoo.study import (
     ROOT,
-    Claim,
     Study,
     claim,
     fill,
@@ -38,135 +56,11 @@ from rlzoo.study import (
     more,
     parser,
     score,
+    script,
     table,
     verdict_list,
     write_csv,
 )
-
-SEEDS = 10
-Runs = dict[tuple[str, ...], report.Run]
-Parts = dict[str, str]
-
-# ---- arms: one command line each -----------------------------------------------------------------
-
-PQN = "algorithms/pqn.py"
-DQN = "algorithms/hl_gauss.py"
-OFFLINE_DQN = "algorithms/offline_dqn.py"
-LOSSES = ("mse", "mse_softmax", "two_hot", "hl_gauss", "c51")
-RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3")
-# Of the first study, whose best ones taught to shift the others.
-BREAKOUT_RATES = ("1.25e-4", "2.5e-4", "5e-4", "1e-3", "2e-3")
-ONLINE = (
-    "--total-steps 100_000 --num-envs 32 --num-steps 8 --minibatches 4 --epochs 2 "
-    "--td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.2 --v-min -1 --v-max 19 "
-    "--eval-every 20_000 --eval-episodes 64"
-)
-STANDARD = "--hidden 128"
-SMALL = "--hidden 32 --channels 4"
-BREAKOUT = "Breakout-MinAtar"
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where the arms of all studies are run and kept."""
-
-    study: Study
-    processes: int
-
-    def arm(self, name: str, program: str, flags: str) -> report.Run:
-        """The record of one command line, made now if it is not there."""
-        return self.study.once(name, f"{program} {flags} --processes {self.processes}")
-
-    def tuned(self, name: str, program: str, flags: str, rates: tuple[str, ...] = RATES) -> str:
-        """The learning rate with the highest mean over seeds that are used for nothing else.
-
-        There are as many members as an arm has, so that both are one compiled program.
-        """
-        seeds = f"--seed 1000 --seeds {SEEDS // len(rates)}"
-        run = self.arm(name, program, f"{flags} {seeds} --sweep learning_rate={','.join(rates)}")
-        entries = run.summary["eval/return"]
-        best = max(entries, key=lambda entry: entry["mean"] or 0.0)["learning_rate"]
-        return next(rate for rate in rates if np.isclose(float(rate), best))
-
-    def tuned_on_breakout(self, loss: str) -> str:
-        flags = online(BREAKOUT, loss)
-        return self.tuned(f"breakout/tune-{loss}", PQN, flags, BREAKOUT_RATES)
-
-    def breakout(self, loss: str) -> report.Run:
-        """The arm of the study `breakout`, which others share."""
-        flags = f"{online(BREAKOUT, loss)} {final(self.tuned_on_breakout(loss))}"
-        return self.arm(f"breakout/{loss}", PQN, flags)
-
-    def draw(self, name: str, runs: Runs, title: str) -> None:
-        folder = self.study.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        report.plot_curves(list(runs.values()), folder / "curves.png", title=title)
-
-
-def online(game: str, loss: str, network: str = STANDARD) -> str:
-    return f"--env {game} --loss {loss} {ONLINE} {network}"
-
-
-def final(rate: str, seeds: int = SEEDS) -> str:
-    return f"--learning-rate {rate} --seeds {seeds}"
-
-
-def members(run: report.Run, **swept: float) -> np.ndarray:
-    """The last evaluation of every seed of a setting, [seeds].
-
-    A diverged one counts as 0, the worst return of these games.
-    """
-    found = run.summary["members"]
-    mine = [m for m in found if all(m[name] == value for name, value in swept.items())]
-    return np.array([0.0 if m["diverged"] else m["eval/return"] for m in mine])
-
-
-def gap(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """By how much a / b is more than c / d."""
-    return share(a, b) - share(c, d)
-
-
-def share(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return report.iqm(a, axis=-1) / np.maximum(report.iqm(b, axis=-1), 1e-9)
-
-
-def results(runs: Runs, heads: list[str], claims: list[Claim]) -> Parts:
-    """The parts of a README: one row an arm, the verdicts, and the machine of the last arm."""
-    about = ["learning rate", "IQM return", "mean ± std", "targets outside the range", "command"]
-    rows = []
-    for names, run in runs.items():
-        found = members(run)
-        rows.append(
-            [
-                *names,
-                f"{run.config['config']['learning_rate']:.3g}",
-                score(found),
-                f"{found.mean():.3g} ± {found.std(ddof=1):.2g}",
-                f"{np.nanmean(run.metrics['clipped']):.1%}",
-                f"`{run.config['command']}`",
-            ]
-        )
-    return {
-        "table": table([*heads, *about], rows),
-        "verdicts": verdict_list(claims),
-        "hardware": hardware(run.config["hardware"]),
-    }
-
-
-def hardware(found: dict) -> str:
-    return f"{found['cpu']}, cores used: {found['cores']}, {found['backend']}"
-
-
-def highest(runs: Runs, rates: tuple[str, ...] = RATES) -> str:
-    """The losses whose best rate is the highest that was tried."""
-    top = float(rates[-1])
-    found = [
-        loss
-        for (loss, *_), run in runs.items()
-        if np.isclose(run.config["config"]["learning_rate"], top)
-    ]
-    return ", ".join(dict.fromkeys(found)) or "none"
-
 
 # ---- A6: plasticity ------------------------------------------------------------------------------
 
@@ -244,13 +138,7 @@ def measured(
 
 def phase_rows(loss: str, errors: np.ndarray) -> list[dict]:
     return [
-        {
-            "loss": loss,
-            "shifted": not kind,
-            "seed": seed,
-            "phase": phase,
-            "error": f"{error:.6g}",
-        }
+        {"loss": loss, "shifted": not kind, "seed": seed, "phase": phase, "error": f"{error:.6g}"}
         for (seed, kind, phase), error in np.ndenumerate(errors)
     ]
 
@@ -315,12 +203,6 @@ def sticky(lab: Lab) -> Parts:
 
 # ---- A3, A7 and E2: offline ----------------------------------------------------------------------
 
-WORK = ROOT / "runs" / "value_loss"  # data sets, too large to be kept in results/
-RECORDING = (
-    "--env Breakout-MinAtar --loss mse --total-steps 100_000 --num-envs 4 --hidden 128 "
-    "--buffer-size 100_000 --batch-size 32 --learning-starts 4_000 --target-every 1_000 "
-    "--learning-rate 5e-4 --eval-every 50_000"
-)
 OFFLINE = (
     "--env Breakout-MinAtar --batch-size 32 --channels 8 --hidden 64 --target-every 500 "
     "--cql-alpha 0.1 --v-min -1 --eval-every 5_000 --eval-episodes 64"
@@ -330,35 +212,6 @@ LONG = 80_000
 BIN = 0.4
 NOISES = ("0", "0.3", "1", "centred-1")
 OFFLINE_RATES = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
-
-
-def data_file(eta: str) -> Path:
-    return WORK / ("breakout.npz" if eta == "0" else f"breakout-noise-{eta}.npz")
-
-
-def record_data(eta: str) -> None:
-    """Write the data set of this noise, if it is not there.
-
-    It is all that one DQN saw, from its first random step on, with U(0, eta) added to every reward,
-    or U(-eta, eta) where that is `centred`.
-    """
-    out = data_file(eta)
-    if out.exists():
-        return
-    if eta == "0":
-        command = [sys.executable, DQN, *RECORDING.split(), "--out", str(WORK / "dqn")]
-        subprocess.run(command, check=True, cwd=ROOT)
-        data = collect.replay(WORK / "dqn")
-        print(dataset.describe(data))
-        dataset.save(data, out)
-        return
-    record_data("0")
-    data = dataset.load(data_file("0"))
-    high = float(eta.removeprefix("centred-"))
-    low = -high if eta.startswith("centred") else 0.0
-    noise = np.random.default_rng(0).uniform(low, high, len(data)).astype(np.float32)
-    source = f"{data.source} + U({low}, {high})"
-    dataset.save(data.replace(reward=np.asarray(data.reward) + noise, source=source), out)
 
 
 def offline(loss: str, target: str = "q_learning", eta: str = "0", updates: int = UPDATES) -> str:
@@ -382,6 +235,7 @@ def offline_arm(lab: Lab, name: str, loss: str, flags: str, eta: str = "0") -> r
     tune = f"offline/tune-{loss}"
     for arm, kind in ((tune, "0"), (f"offline/{name}", eta)):
         if not lab.study.done(arm):
+            lab.study.commit()
             record_data(kind)
     rate = lab.tuned(tune, OFFLINE_DQN, f"{offline(loss)} {given('0')}", OFFLINE_RATES)
     return lab.arm(f"offline/{name}", OFFLINE_DQN, f"{flags} {given(eta)} {final(rate)}")
@@ -506,10 +360,7 @@ def smoothing(lab: Lab) -> Parts:
     body += [["51, two-hot", score(members(hot)), "", "", f"`{hot.config['command']}`"]]
     claims = [
         claim(
-            f"51 bins: sigma = {sigma} bins beats two-hot",
-            more,
-            found["51", sigma],
-            members(hot),
+            f"51 bins: sigma = {sigma} bins beats two-hot", more, found["51", sigma], members(hot)
         )
         for sigma in SIGMAS
     ]
@@ -710,4 +561,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -23,6 +23,7 @@ from rlzoo.study import (
     more,
     parser,
     score,
+    script,
     table,
     verdict_list,
     verdicts,
@@ -158,6 +159,13 @@ def test_an_algorithm_file_is_recorded(repository):
     assert str(repository) not in (run.path / "config.json").read_text()
     assert (run.path / "curve.png").stat().st_size > 1000
     assert not git(repository, "status", "--porcelain", "-uno")
+
+
+def test_a_script_that_is_refused_says_why(repository, capsys):
+    (repository / "algorithms" / "program.py").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        script(lambda: Study("demo", root=repository).once("a", "algorithms/program.py") and None)
+    assert stop.value.code == 2 and "Commit first" in capsys.readouterr().err
 
 
 def test_flags_of_every_study():
@@ -299,8 +307,8 @@ def test_write_csv(tmp_path):
 def test_scripts_and_results_have_the_same_names():
     """scripts/X.py and scripts/bench_X.py make results/X; outcomes of check_*.py: results/tests."""
     made = set()
-    for script in (ROOT / "scripts").glob("*.py"):
-        name = script.stem.removeprefix("bench_")
+    for file in (ROOT / "scripts").glob("*.py"):
+        name = file.stem.removeprefix("bench_")
         made.add("tests" if name.startswith("check_") else name)
     assert made == {folder.name for folder in (ROOT / "results").iterdir()}
 

@@ -34,7 +34,7 @@ class Config:
 def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm:
     steps = config.total_steps // 2
     loss = "mse" if config.loss == "untrained" else config.loss
-    # The settings of the other studies on MinAtar: ONLINE of value_loss.py.
+    # The settings of the other studies on MinAtar: ONLINE of arms.py.
     first = pqn.Config(
         env=config.env,
         total_steps=steps,

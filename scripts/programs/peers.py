@@ -36,7 +36,7 @@ PINS: dict[str, list[str]] = {
         "distrax==0.1.9",
         "chex==0.1.92",
         "numpy==2.4.6",
-    ],
+    ]
 }
 
 
