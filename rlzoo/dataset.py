@@ -529,7 +529,7 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
         )
     if not env.discrete:
         layouts.check_range("action", action, -1.0, 1.0, env.id)
-    space = env.inner.observation_space(env._one_params())
+    space = env.inner.observation_space(env.one_params())
     if env.id.partition("?")[0] not in LOOSE:
         for name in ("obs", "next_obs"):
             layouts.check_range(

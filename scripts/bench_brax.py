@@ -23,9 +23,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "results" / "brax"
+from rlzoo.study import ROOT, fill, table, write_csv
+
+OUT = ROOT / "results" / "brax"
 FIELDS = [
     "env",
     "backend",
@@ -117,48 +118,34 @@ def row(env: str, backend: str, limit: float) -> dict:
         found = (
             json.loads(lines[-1]) if done.returncode == 0 else {"status": f"failed: {error[:120]}"}
         )
-    return {"env": env, "backend": backend} | found
+    return dict.fromkeys(FIELDS, "") | {"env": env, "backend": backend} | found
 
 
 def write(rows: list[dict], limit: float) -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda r: (r["env"], r["backend"]))
-    with (OUT / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(OUT / "table.csv", rows)
     ok = [r for r in rows if r["status"] == "ok"]
     backends = sorted({r["backend"] for r in rows})
-    cell = lambda r: (
-        f"{r['compile_seconds']} s, {int(r['steps_per_second']):,}/s"
-        if r["status"] == "ok"
-        else r["status"]
-    )
-    by_pair = {(r["env"], r["backend"]): cell(r) for r in rows}
-    versions = sorted({f"jax {r['jax']}, brax {r['brax']}, {r['hardware']}" for r in ok})
-    lines = [
-        "# brax through rlzoo",
-        "",
-        f"Claim: {len(ok)} of the {len(rows)} pairs of brax environment and backend that were tried compile "
-        f"and run through `rlzoo.make` within {limit:g} s of processor time, with finite observations and rewards.",
-        "",
-        "Command: `python scripts/bench_brax.py`",
-        "",
-        f"Hardware and versions: {'; '.join(versions)}. On a CPU times are processor "
-        "time, since the machine was shared with other work.",
-        "",
-        f"Each cell: seconds to compile reset and rollout ({NUM_ENVS} environments x {LENGTH} steps, random "
-        "actions, auto-reset), and environment steps per second once compiled.",
-        "",
-        f"| env | {' | '.join(backends)} |",
-        "|---" * (len(backends) + 1) + "|",
-        *(
-            f"| {env} | {' | '.join(by_pair.get((env, backend), '') for backend in backends)} |"
-            for env in sorted({r["env"] for r in rows})
-        ),
-        "",
+    cells = {(r["env"], r["backend"]): cell(r) for r in rows}
+    body = [
+        [env, *(cells.get((env, backend), "") for backend in backends)]
+        for env in sorted({r["env"] for r in rows})
     ]
-    (OUT / "README.md").write_text("\n".join(lines))
+    hardware = sorted({f"jax {r['jax']}, brax {r['brax']}, {r['hardware']}" for r in ok})
+    fill(
+        OUT / "README.md",
+        ok=str(len(ok)),
+        pairs=str(len(rows)),
+        limit=f"{limit:g}",
+        hardware="; ".join(hardware),
+        table=table(["env", *backends], body),
+    )
+
+
+def cell(row: dict) -> str:
+    if row["status"] != "ok":
+        return row["status"]
+    return f"{row['compile_seconds']} s, {int(row['steps_per_second']):,}/s"
 
 
 def main() -> None:
@@ -171,10 +158,14 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.limit)))
         return
-    from rlzoo.env import BACKENDS, BRAX
+    from rlzoo.suites.brax import BACKENDS
+    from rlzoo.suites.brax import NAMES as BRAX
 
-    table = OUT / "table.csv"
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    file = OUT / "table.csv"
+    rows = []
+    if file.exists():
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
     have = {(r["env"], r["backend"]) for r in rows}
     for env in BRAX:
         for backend in BACKENDS:

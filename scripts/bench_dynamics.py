@@ -7,10 +7,8 @@ compiling excluded; the cases take turns, so that a busy machine troubles all of
 results/dynamics.
 """
 
-import csv
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +18,9 @@ import rlzoo
 from rlzoo import machine
 from rlzoo.dynamics import Ensemble
 from rlzoo.env import Transition
+from rlzoo.study import ROOT, fill, table, write_csv
 
-OUT = Path(__file__).resolve().parent.parent / "results" / "dynamics"
+OUT = ROOT / "results" / "dynamics"
 REPEATS = 3
 ROWS, NUM_ENVS, EPOCHS, STEPS = 4_000, 40, 3, 10_000
 ENVS = ("Pendulum-v1", "brax/hopper:spring")
@@ -85,12 +84,12 @@ def cost(id: str, data: Transition) -> list[dict]:
                 jax.block_until_ready(run())
                 cases[name, hidden, members] = run
     found = cpu_seconds(cases)
-    table = []
+    rows = []
     for name, hidden, work, unit in [
         ("epoch", h, f"an epoch of {ROWS:,} rows", EPOCHS) for h in HIDDEN
     ] + [("step", h, f"a step of {STEPS:,} rows", 1) for h in HIDDEN]:
         one, seven = (1e3 * found[name, hidden, members] / unit for members in (1, 7))
-        table.append(
+        rows.append(
             {
                 "data": id,
                 "work": work,
@@ -100,7 +99,7 @@ def cost(id: str, data: Transition) -> list[dict]:
                 "ratio": round(seven / one, 2),
             }
         )
-    return table
+    return rows
 
 
 def error(id: str, train: Transition, test: Transition) -> list[dict]:
@@ -123,14 +122,14 @@ def error(id: str, train: Transition, test: Transition) -> list[dict]:
     features = lambda data: np.c_[data.obs, data.action, np.ones(len(data.obs))]
     linear = features(test) @ np.linalg.lstsq(features(train), target(train), rcond=None)[0]
     note = f"{int(found.epochs)} epochs, {seconds:.0f} CPU s"
-    table = []
+    rows = []
     for name, mean, how in (
         ("mean of the elites", means.mean(0), note),
         ("the best member", means[0], ""),
         ("least squares", linear, ""),
     ):
         square = ((mean - target(test)) ** 2).mean(0)
-        table.append(
+        rows.append(
             {
                 "data": id,
                 "model": name,
@@ -139,58 +138,28 @@ def error(id: str, train: Transition, test: Transition) -> list[dict]:
                 "fit": how,
             }
         )
-    return table
+    return rows
 
 
-def write(name: str, table: list[dict]) -> list[str]:
-    """The table as a csv file, and as lines of markdown."""
-    with (OUT / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    return [
-        "| " + " | ".join(table[0]) + " |",
-        "|" + "---|" * len(table[0]),
-        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table),
-        "",
-    ]
+def write(name: str, rows: list[dict]) -> str:
+    """Write the rows as a csv file; return them as a Markdown table."""
+    write_csv(OUT / f"{name}.csv", rows)
+    return table(list(rows[0]), (row.values() for row in rows))
 
 
 def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
     costs, errors = [], []
     for id in ENVS:
         train, test = collect(rlzoo.make(id))
         costs += cost(id, train)
         errors += error(id, train, test)
         print(*costs, *errors, sep="\n", flush=True)
-    hardware = machine.describe()
-    lines = [
-        "# The dynamics ensemble",
-        "",
-        f"What 7 members of `rlzoo.dynamics.Ensemble` cost next to one, and how well they predict. {ROWS:,} transitions "
-        "under random actions to fit (a fifth of them held out), as many of other episodes to judge.",
-        "",
-        f"Made by `python scripts/bench_dynamics.py` on {hardware['cpu']}, one thread; CPU seconds, the least of {REPEATS} "
-        "runs, compiling excluded.",
-        "",
-        "## Cost",
-        "",
-        *write("cost", costs),
-        "An epoch multiplies matrices, and with minibatches of 256 rows one member already keeps a core busy: on a CPU, "
-        "members cost in proportion to their number. A step deals its rows out among the elites, so that each row goes "
-        "through one network, however many there are; predicting with every member, as a penalty on disagreement "
-        "does, costs in proportion again. On an accelerator this has not been measured.",
-        "",
-        "## Error",
-        "",
-        "The root of the mean squared error of the one-step change of the observation and of the reward, over their "
-        "dimensions: in their own units, and with each dimension divided by its standard deviation (1: no better than "
-        "its mean). Defaults, but 100 epochs at most; one seed.",
-        "",
-        *write("error", errors),
-    ]
-    (OUT / "README.md").write_text("\n".join(lines))
+    fill(
+        OUT / "README.md",
+        cpu=machine.describe()["cpu"],
+        cost=write("cost", costs),
+        error=write("error", errors),
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ cores.
 python scripts/bench_members.py
 """
 
-import csv
 import json
 import subprocess
 import sys
@@ -12,34 +11,18 @@ import tempfile
 from pathlib import Path
 
 from rlzoo import machine
+from rlzoo.study import ROOT, fill, table, write_csv
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "members"
 STEPS = 50_000
 
 
 def measure(seeds: int, processes: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "algorithms" / "ppo.py"),
-                "--seeds",
-                str(seeds),
-                "--total-steps",
-                str(STEPS),
-                "--eval-every",
-                "0",
-                "--quiet",
-                "--no-cache",
-                "--processes",
-                str(processes),
-                "--out",
-                f"{folder}/run",
-            ],
-            check=True,
-            timeout=900,
-        )
+        flags = f"--seeds {seeds} --total-steps {STEPS} --eval-every 0 --quiet --no-cache"
+        command = [sys.executable, "algorithms/ppo.py", *flags.split()]
+        command += ["--processes", str(processes), "--out", f"{folder}/run"]
+        subprocess.run(command, check=True, timeout=900, cwd=ROOT)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
     return {
         "seeds": seeds,
@@ -53,7 +36,6 @@ def measure(seeds: int, processes: int) -> dict:
 
 
 def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
     cases = [
         (seeds, processes)
         for processes in (1, machine.cores())
@@ -64,25 +46,13 @@ def main() -> None:
     for seeds, processes in cases:
         rows.append(measure(seeds, processes))
         print(rows[-1], flush=True)
-    with (OUT / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    table = [
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(f"{value:,}" for value in row.values()) + " |" for row in rows),
-    ]
+    write_csv(OUT / "table.csv", rows)
     hardware = machine.describe()
-    readme = OUT / "README.md"
-    head, tail = "<!-- table -->", "<!-- end -->"
-    text = readme.read_text() if readme.exists() else f"# What a seed costs\n\n{head}\n{tail}\n"
-    before, after = text[: text.index(head) + len(head)], text[text.index(tail) :]
-    made = (
-        f"PPO, CartPole-v1, {STEPS:,} steps of each seed. Made by `python scripts/bench_members.py` on "
-        f"{hardware['cpu']}, {hardware['cores']} cores."
+    fill(
+        OUT / "README.md",
+        hardware=f"{hardware['cpu']}, {hardware['cores']} cores",
+        table=table(list(rows[0]), ([f"{x:,}" for x in row.values()] for row in rows)),
     )
-    readme.write_text("\n".join([before, "", made, "", *table, "", after]))
 
 
 if __name__ == "__main__":

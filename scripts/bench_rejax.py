@@ -10,7 +10,6 @@ equal is listed below the table.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -21,12 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from peers import peer_python
+from programs.peers import peer_python
 
 from rlzoo import machine
+from rlzoo.study import ROOT, fill, table, write_csv
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "speed"
+OUT = ROOT / "results" / "rejax"
 REPEATS = 3
 CASES = [("ppo", 1, 500_000), ("ppo", 32, 100_000), ("dqn", 1, 100_000), ("dqn", 32, 20_000)]
 
@@ -34,28 +33,11 @@ CASES = [("ppo", 1, 500_000), ("ppo", 32, 100_000), ("dqn", 1, 100_000), ("dqn",
 def ours(algorithm: str, seeds: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         processes = min(seeds, machine.cores())
-        subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "algorithms" / f"{algorithm}.py"),
-                "--seeds",
-                str(seeds),
-                "--total-steps",
-                str(steps),
-                "--eval-every",
-                "0",
-                "--eval-episodes",
-                "1",
-                "--no-cache",
-                "--quiet",
-                "--processes",
-                str(processes),
-                "--out",
-                f"{folder}/run",
-            ],
-            check=True,
-            timeout=600,
-        )
+        flags = f"--seeds {seeds} --total-steps {steps} --eval-every 0 --eval-episodes 1"
+        command = [sys.executable, f"algorithms/{algorithm}.py", *flags.split()]
+        command += ["--no-cache", "--quiet", "--processes", str(processes)]
+        command += ["--out", f"{folder}/run"]
+        subprocess.run(command, check=True, timeout=600, cwd=ROOT)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
     return {
         "steps": summary["steps_per_second"],
@@ -65,19 +47,9 @@ def ours(algorithm: str, seeds: int, steps: int) -> dict:
 
 
 def rejax(algorithm: str, seeds: int, steps: int, tries: int = 3) -> dict:
-    command = [
-        str(peer_python("rejax")),
-        str(ROOT / "scripts" / "peer_rejax.py"),
-        algorithm,
-        "--seeds",
-        str(seeds),
-        "--steps",
-        str(steps),
-        "--repeat",
-        "2",
-        "--eval-episodes",
-        "0",
-    ]
+    flags = f"--seeds {seeds} --steps {steps} --repeat 2 --eval-episodes 0"
+    program = str(ROOT / "scripts" / "programs" / "rejax.py")
+    command = [str(peer_python("rejax")), program, algorithm, *flags.split()]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     except subprocess.TimeoutExpired:  # XLA's hang: see check_hang.py
@@ -165,7 +137,6 @@ def time_networks(algorithm: str, members: int) -> float:
 
 
 def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
     rows, notes = [], {}
     for algorithm, seeds, steps in CASES:
         runs: dict[str, list[dict]] = {"rlzoo": [], "rejax": []}
@@ -201,38 +172,18 @@ def main() -> None:
                 ),
             }
         )
-    with (OUT / "rejax.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(OUT / "table.csv", rows)
     hardware = machine.describe()
-    lines = [
-        "# Speed against rejax 0.1.3",
-        "",
-        "CartPole-v1, equal hyper-parameters and update ratio, no evaluation inside the timed part. Medians of "
-        f"{REPEATS} runs taken in turn. steps/s and gradient updates/s are of all seeds together; an update is one "
-        "minibatch. rlzoo's compile seconds are those of all its programs (start, training, evaluation). The last column: "
-        "updates/s of a plain version of the networks' forward and backward passes alone, without environment, replay, loss "
-        "and optimiser. Of dqn that is some four times rejax's or less, so there is hardly room for four times the "
-        "updates.",
-        "",
-        "Made by `python scripts/bench_rejax.py`. "
-        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores.",
-        "",
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *(
-            "| "
-            + " | ".join(f"{v:,}" if isinstance(v, (int, float)) else str(v) for v in row.values())
-            + " |"
-            for row in rows
-        ),
-        "",
-    ]
-    for algorithm, differences in notes.items():
-        lines += [f"Not equal in {algorithm}:", "", *(f"- {text}" for text in differences), ""]
-    (OUT / "README.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    fill(
+        OUT / "README.md",
+        hardware=f"{hardware['cpu']}, {hardware['cores']} cores",
+        table=table(list(rows[0]), ([figure(x) for x in row.values()] for row in rows)),
+        **{name: "\n".join(f"- {text}" for text in found) for name, found in notes.items()},
+    )
+
+
+def figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 if __name__ == "__main__":

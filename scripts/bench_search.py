@@ -1,8 +1,7 @@
 """Nodes a second of A*, deferred A* and Q* with hand-written heuristics, beside what JAxtar was
 measured at.
 
-    # writes results/qstar/speed.md and speed.csv; about 5 minutes
-    python scripts/bench_search.py
+    python scripts/bench_search.py          # writes results/search; about 5 minutes
 
 JAxtar (b0f2ba5) does not install beside today's jax, so its figures are those measured earlier on
 another machine of 2 cores, with its batch of 1000, 1 million nodes, weight 1, compilation excluded.
@@ -14,7 +13,6 @@ of the published test file (`$RLZOO_DATA/qstar`, by default ../shared/data/qstar
 scrambles, where the exact distance is known those that are as far from the goal as JAxtar's were.
 """
 
-import csv
 import os
 import time
 from collections.abc import Callable
@@ -28,9 +26,9 @@ from rlzoo.algorithms import astar, qstar
 
 import rlzoo
 from rlzoo import machine
+from rlzoo.study import ROOT, fill, table, write_csv
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "qstar"
+OUT = ROOT / "results" / "search"
 DATA = Path(os.environ.get("RLZOO_DATA", ROOT.parent / "shared" / "data")) / "qstar"
 BATCH, NODES, REPEATS = 1_000, 1_000_000, 3
 THEIR_GFLOPS = 209.0 / 2
@@ -139,29 +137,13 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    OUT.mkdir(parents=True, exist_ok=True)
-    with (OUT / "speed.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(OUT / "table.csv", rows)
     write(rows, gflops)
 
 
 def write(rows: list[dict], gflops: float) -> None:
     scale = gflops / THEIR_GFLOPS
-    lines = [
-        "# Speed of search beside JAxtar",
-        "",
-        " ".join((__doc__ or "").split("\n\n")[2].split()),
-        "",
-        f"Made by `python scripts/bench_search.py` on one core of {machine.describe()['cpu']}: {gflops:.0f} GFLOP a "
-        f"CPU second, against {THEIR_GFLOPS:.1f} there (209 on two cores), so theirs are scaled by {scale:.2f}. Each "
-        f"problem counts with the best of {REPEATS} runs, a row with all nodes by all seconds. JAxtar's compilation "
-        "took 14 to 34 CPU seconds. Our Q* stores only the states it takes; JAxtar's stores all children.",
-        "",
-        "| puzzle | problems | search | nodes stored | thousand a CPU second | JAxtar, scaled | ratio | compiling, s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    body = []
     for case in cases():
         for name in ("A*", "deferred A*", "Q*"):
             mine = [row for row in rows if (row["env"], row["search"]) == (case.env, name)]
@@ -174,12 +156,27 @@ def write(rows: list[dict], gflops: float) -> None:
                     f"{low:.0f} to {high:.0f}",
                     f"{speed / high:.1f} to {speed / low:.1f}",
                 )
-            lines.append(
-                f"| {case.env} | {case.problem} | {name} | {min(nodes):,} to {max(nodes):,} | {speed:.0f} | "
-                f"{theirs} | {ratio} | {mine[0]['compile_cpu_seconds']:.1f} |"
+            body.append(
+                [
+                    case.env,
+                    case.problem,
+                    name,
+                    f"{min(nodes):,} to {max(nodes):,}",
+                    f"{speed:.0f}",
+                    theirs,
+                    ratio,
+                    f"{mine[0]['compile_cpu_seconds']:.1f}",
+                ]
             )
-    (OUT / "speed.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    heads = ["puzzle", "problems", "search", "nodes stored", "thousand a CPU second"]
+    heads += ["JAxtar, scaled", "ratio", "compiling, s"]
+    fill(
+        OUT / "README.md",
+        cpu=machine.describe()["cpu"],
+        gflops=f"{gflops:.0f}",
+        scale=f"{scale:.2f}",
+        table=table(heads, body),
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ replay in the program), and their share of what this machine multiplies matrices
 
 The environment is a linear toy that costs next to nothing, so that the updates are what is timed.
 Every case is a process of its own, run three times in turn with the matrix product between them;
-medians. Table: results/speed/td3.md.
+medians. Table: results/td3.
 """
 
 import json
@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "results" / "speed" / "td3.md"
+from rlzoo.study import ROOT, fill, table
+
+OUT = ROOT / "results" / "td3"
 CASES = [(1, 1, 1), (1, 1, 2), (8, 1, 1), (8, 2, 1)]  # members, processes, threads of each
 OBS, ACTION, WIDTH, BATCH = 11, 3, 256, 256
 
@@ -28,13 +30,14 @@ def flops_per_update() -> float:
     first, middle = WIDTH, WIDTH * WIDTH
     actor = OBS * first + middle + WIDTH * ACTION
     critic = (OBS + ACTION) * first + middle + WIDTH
-    no_input = lambda layers, inputs: (
-        layers - inputs * first
-    )  # the gradient with respect to the input is not needed
+
+    def no_input(layers: int, inputs: int) -> int:
+        """Without the gradient with respect to the input, which is not needed."""
+        return layers - inputs * first
+
     target = actor + 2 * critic
-    critics = 2 * (
-        critic + critic + no_input(critic, OBS + ACTION)
-    )  # forward, kernels' gradients, activations' gradients
+    # Forward, the kernels' gradients, the activations' gradients.
+    critics = 2 * (critic + critic + no_input(critic, OBS + ACTION))
     policy = actor + critic + critic + actor + no_input(actor, OBS)
     return 2 * BATCH * (target + critics + policy / 2)
 
@@ -83,42 +86,19 @@ def train() -> None:
     del sys.argv[1]
     argv = sys.argv[1:]
     sys.argv.insert(1, "--train")  # for the workers that `--processes` starts
-    script(td3.make, td3.Config, argv)
+    script(td3.make, td3.Config, argv=argv)
 
 
 def measure(members: int, processes: int, threads: int) -> float:
     """Updates per second of all members."""
-    steps = str(2_500 * processes * threads // members)
+    steps = 2_500 * processes * threads // members
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                sys.executable,
-                __file__,
-                "--train",
-                "--env",
-                "linear",
-                "--total-steps",
-                steps,
-                "--buffer-size",
-                "1_000_000",
-                "--learning-starts",
-                "1",
-                "--seeds",
-                str(members),
-                "--processes",
-                str(processes),
-                "--eval-every",
-                "0",
-                "--eval-episodes",
-                "1",
-                "--quiet",
-                "--out",
-                f"{folder}/run",
-            ],
-            check=True,
-            timeout=600,
-            env=os.environ | {"PJRT_NPROC": str(threads)},
-        )
+        flags = f"--env linear --total-steps {steps} --buffer-size 1_000_000 --learning-starts 1"
+        flags += f" --seeds {members} --processes {processes} --eval-every 0 --eval-episodes 1"
+        command = [sys.executable, __file__, "--train", *flags.split(), "--quiet"]
+        threaded = os.environ | {"PJRT_NPROC": str(threads)}
+        out = ["--out", f"{folder}/run"]
+        subprocess.run([*command, *out], check=True, timeout=600, env=threaded)
         return json.loads(Path(folder, "run", "summary.json").read_text())["updates_per_second"]
 
 
@@ -162,37 +142,32 @@ def main() -> None:
             print("matmul", threads, rates[threads][-1], flush=True)
     one, both = (statistics.median(rates[threads]) for threads in (1, 2))
     work = flops_per_update()
-    rows = [
-        "| members | processes | threads of each | updates/s, all members | GFLOP/s | share of the matrix product's |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for case in CASES:
         members, processes, threads = case
         updates = statistics.median(speeds[case])
         most = processes * one if threads == 1 else both
         rows.append(
-            f"| {members} | {processes} | {threads} | {updates:,.0f} | {updates * work / 1e9:.0f} | "
-            f"{updates * work / 1e9 / most:.0%} |"
-        )
-    facts = machine.describe()
-    OUT.write_text(
-        "\n".join(
             [
-                "# TD3: updates per second",
-                "",
-                f"256-256 networks, batch 256, {OBS} observations, {ACTION} actions, a replay of the whole run in the program, a "
-                "toy environment, one update a step. Medians of 3 runs taken in turn; compiling and evaluation not included. One "
-                f"update multiplies matrices for {work / 1e6:.0f} MFLOP on average. The last column compares with 256 x 256 x 256 "
-                f"products in a compiled loop, timed in between: {one:.0f} GFLOP/s with one thread, {both:.0f} with two.",
-                "",
-                f"Made by `python scripts/bench_td3.py`. Hardware: {facts['cpu']}, {facts['cores']} cores.",
-                "",
-                *rows,
-                "",
+                members,
+                processes,
+                threads,
+                f"{updates:,.0f}",
+                f"{updates * work / 1e9:.0f}",
+                f"{updates * work / 1e9 / most:.0%}",
             ]
         )
+    facts = machine.describe()
+    heads = ["members", "processes", "threads of each", "updates/s, all members", "GFLOP/s"]
+    heads += ["share of the matrix product's"]
+    fill(
+        OUT / "README.md",
+        work=f"{work / 1e6:.0f}",
+        one=f"{one:.0f}",
+        two=f"{both:.0f}",
+        hardware=f"{facts['cpu']}, {facts['cores']} cores",
+        table=table(heads, rows),
     )
-    print(OUT.read_text())
 
 
 if __name__ == "__main__":

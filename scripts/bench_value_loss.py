@@ -12,7 +12,6 @@ quartiles of that ratio. Metrics are computed as in training.
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,9 @@ from rlzoo.algorithms import hl_gauss, pqn
 
 import rlzoo
 from rlzoo import machine
+from rlzoo.study import ROOT, fill, table
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "value_loss" / "speed.md"
+PAGE = ROOT / "results" / "value_loss" / "speed.md"
 MINATAR = dict(env="Breakout-MinAtar", hidden=(128,), v_min=-1.0, v_max=19.0)
 TURN = 0.5  # seconds
 
@@ -86,7 +85,7 @@ def trainer(module, fields: dict, loss: str) -> Callable[[], float]:
 
 
 def main(turns: int) -> None:
-    lines, verdicts = [], []
+    body, verdicts = [], []
     for name, (module, fields, losses) in CASES.items():
         arms = {loss: trainer(module, fields, loss) for loss in losses}
         rates = {loss: np.zeros(turns) for loss in losses}
@@ -95,39 +94,23 @@ def main(turns: int) -> None:
                 rates[loss][turn] = arms[loss]()
         for loss in losses:
             low, middle, high = np.percentile(rates[loss] / rates["mse"], [25, 50, 75])
-            lines.append(
-                f"| {name} | {loss} | {np.median(rates[loss]):,.0f} | {middle:.2f} | {low:.2f} to {high:.2f} |"
+            body.append(
+                [
+                    name,
+                    loss,
+                    f"{np.median(rates[loss]):,.0f}",
+                    f"{middle:.2f}",
+                    f"{low:.2f} to {high:.2f}",
+                ]
             )
-            print(lines[-1], flush=True)
+            print(*body[-1], flush=True)
             if loss == "hl_gauss" and "MinAtar" in name:
                 word = "holds" if middle >= 0.9 else "does not hold"
                 verdicts.append(f"- {name}: HL-Gauss costs {1 - middle:.0%}: **{word}**")
-    made = (
-        f"Made by `python scripts/bench_value_loss.py --turns {turns}` on {machine.describe()['cpu']}, one thread, "
-        "with other work on the machine: the losses took turns, and times are the process's CPU time. Ratios are of the "
-        "same turn."
+    heads = ["case", "loss", "steps per CPU second (median)", "ratio to mse (median)", "quartiles"]
+    fill(
+        PAGE, cpu=machine.describe()["cpu"], table=table(heads, body), verdicts="\n".join(verdicts)
     )
-    text = [
-        "# What a classification loss costs",
-        "",
-        "Claim: HL-Gauss costs at most 10% of the squared error's steps/s on MinAtar. One seed, 51 bins; on MinAtar "
-        "hl_gauss.py makes one update of 32 transitions every 4 steps, and pqn.py has its paper's settings.",
-        "",
-        made,
-        "",
-        "| case | loss | steps per CPU second (median) | ratio to mse (median) | quartiles |",
-        "|---|---|---|---|---|",
-        *lines,
-        "",
-        *verdicts,
-        "",
-        "The head has 51 outputs for each action in place of one: with three actions and 128 hidden units 19,000 more "
-        "parameters and multiplications on 170,000. Where minibatches are of 32, the optimiser's pass over all parameters "
-        "counts too.",
-        "",
-    ]
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text("\n".join(text))
 
 
 if __name__ == "__main__":

@@ -21,20 +21,11 @@ SECONDS = 120
 failures = 0
 for attempt in range(10):
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            str(ROOT / "algorithms" / "ppo.py"),
-            "--seeds",
-            "32",
-            "--total-steps",
-            "100_000",
-            "--quiet",
-            "--out",
-            f"{folder}/run",
-        ]
+        flags = f"--seeds 32 --total-steps 100_000 --quiet --out {folder}/run"
+        command = [sys.executable, "algorithms/ppo.py", *flags.split()]
         began = time.perf_counter()
         try:
-            subprocess.run(command, check=True, timeout=SECONDS)
+            subprocess.run(command, check=True, timeout=SECONDS, cwd=ROOT)
             print(f"run {attempt + 1}: ended after {time.perf_counter() - began:.1f} s", flush=True)
         except subprocess.TimeoutExpired:
             failures += 1

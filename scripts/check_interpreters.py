@@ -13,13 +13,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = """
 import sys, jax, rlzoo
-from rlzoo.cli import find
-from rlzoo.record import load_module
+from rlzoo.cli.flags import find
+from rlzoo.run.files import load_module
 for name in ("ppo", "dqn"):
     module = load_module(find(name))
-    run = rlzoo.train(module.make, module.Config(total_steps=6_000), seeds=2, out=f"{sys.argv[1]}/{name}", quiet=True)
+    config = module.Config(total_steps=6_000)
+    out = f"{sys.argv[1]}/{name}"
+    run = rlzoo.train(module.make, config, seeds=2, out=out, quiet=True)
     act, policy = rlzoo.load(run.dir)
-    print(name, run.summary["status"], "jax", jax.__version__, int(act(policy, jax.numpy.zeros(4), jax.random.key(0))))
+    action = int(act(policy, jax.numpy.zeros(4), jax.random.key(0)))
+    print(name, run.summary["status"], "jax", jax.__version__, action)
 """
 
 
@@ -48,18 +51,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([interpreter, "-m", "venv", f"{folder}/venv"], check=True)
             python = f"{folder}/venv/bin/python"
-            subprocess.run(
-                [
-                    python,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    str(ROOT),
-                ],
-                check=True,
-            )
+            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([*pip, str(ROOT)], check=True)
             done = subprocess.run(
                 [python, "-c", SMOKE, folder],
                 cwd=folder,
@@ -67,9 +60,8 @@ def main() -> None:
                 capture_output=True,
                 text=True,
             )
-            print(
-                f"{interpreter}: {'passed' if done.returncode == 0 else 'FAILED'}\n{done.stdout}{done.stderr[-2000:]}"
-            )
+            word = "FAILED" if done.returncode else "passed"
+            print(f"{interpreter}: {word}\n{done.stdout}{done.stderr[-2000:]}")
             if done.returncode:
                 sys.exit(1)
 

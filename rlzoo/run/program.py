@@ -207,23 +207,23 @@ class Program:
             shape = (len(keys), self.episodes)
             return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
 
-        policies = each(lambda alg, state: alg.policy(state), states)
+        def policy_of(alg: Algorithm, state: Any) -> Any:
+            return alg.policy(state)
 
-        def act(memory: Any, obs: Any, reward: Any, keys: Any) -> Any:
-            if self.algorithm.memory:
-                remember = lambda alg, policy, *args: jax.vmap(
-                    lambda m, o, r, k: alg.act(policy, m, o, r, k)
-                )(*args)
-                return flat(each(remember, policies, *fold((memory, obs, reward, keys))))
-            plain = lambda alg, policy, *args: jax.vmap(lambda o, k: alg.act(policy, o, k))(*args)
-            return flat(each(plain, policies, *fold((obs, keys)))), memory
+        def play(alg: Algorithm, policy: Any) -> tuple[Callable, Any]:
+            return environments.acting(alg.act, alg.memory, policy, self.episodes)
 
-        memory = None
-        if self.algorithm.memory:
-            copies = lambda x: jnp.broadcast_to(x, (self.episodes, *jnp.shape(x)))
-            memory = flat(
-                each(lambda alg, policy: jax.tree.map(copies, alg.memory(policy)), policies)
-            )
+        def memory_of(alg: Algorithm, policy: Any) -> Any:
+            return play(alg, policy)[1]
+
+        def act_of(alg: Algorithm, policy: Any, *seen: Any) -> Any:
+            return play(alg, policy)[0](*seen)
+
+        def act(*seen: Any) -> Any:
+            return flat(each(act_of, policies, *fold(seen)))
+
+        policies = each(policy_of, states)
+        memory = flat(each(memory_of, policies))
         episode_keys = jax.vmap(lambda key: jax.random.split(key, self.episodes))(keys)
         returns, lengths = environments.episodes(self.env, act, memory, flat(episode_keys))
         metrics = {"eval/return": fold(returns).mean(1), "eval/length": fold(lengths).mean(1)}

@@ -1,7 +1,7 @@
 """How good are the features that a value loss leaves behind? PQN, then a new linear head on its
 frozen network.
 
-    python scripts/frozen.py --loss hl_gauss --learning-rate 5e-4
+    python scripts/programs/frozen.py --loss hl_gauss --learning-rate 5e-4
 
 Study A5 of results/value_loss (figure 16 of arXiv 2403.03950). The first half of the steps trains
 PQN with `loss`; the second trains a head alone, by the squared error whatever the loss was, on the
@@ -9,7 +9,6 @@ layers that the first half left.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,10 +32,9 @@ class Config:
 
 
 def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm:
-    steps = (
-        config.total_steps // 2
-    )  # below: the settings of the other studies on MinAtar, ONLINE of value_loss.py
+    steps = config.total_steps // 2
     loss = "mse" if config.loss == "untrained" else config.loss
+    # The settings of the other studies on MinAtar: ONLINE of arms.py.
     first = pqn.Config(
         env=config.env,
         total_steps=steps,
@@ -54,7 +52,10 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
     )
     whole = pqn.make(first, env)
     probe = pqn.make(dataclasses.replace(first, loss="mse", learning_rate=config.head_rate), env)
-    shapes = lambda params: jax.tree.map(lambda x: x.shape, params)
+
+    def shapes(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.shape, params)
+
     before = shapes(jax.eval_shape(whole.init, jax.random.key(0)).params)
 
     def act(policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
@@ -71,10 +72,11 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
         learnt, metrics = probe.step(state, t)
         return learnt.replace(params=with_head(state.params, learnt.params)), metrics
 
+    def stay(state: Any, t: jax.Array) -> tuple:
+        return state, {}
+
     calls = -(-steps // whole.steps_per_call)
-    features: Callable = (
-        (lambda state, t: (state, {})) if config.loss == "untrained" else whole.step
-    )  # type: ignore[assignment]
+    features = stay if config.loss == "untrained" else whole.step
     return whole._replace(
         step=None,
         act=act,

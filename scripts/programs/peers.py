@@ -1,11 +1,10 @@
 """Interpreters for the other projects that the benchmarks measure against, one virtual environment
 each.
 
-    from peers import peer_python
-    subprocess.run([peer_python("rejax"), "scripts/peer_rejax.py", "ppo", "--seeds", "8", "--steps",
-    "20000"])
+    from programs.peers import peer_python
+    subprocess.run([peer_python("rejax"), "scripts/programs/rejax.py", "ppo", ...])
 
-or, to make one and print its path: `python scripts/peers.py rejax`.
+or, to make one and print its path: `python scripts/programs/peers.py rejax`.
 
 A peer gets the jax and jaxlib of the interpreter that calls (with its CUDA plugin, where it has
 one), so both sides of a comparison run on the same compiler; what else the peer computes with is
@@ -23,7 +22,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 DONE = "rlzoo-peer.txt"  # written last: an environment without it was interrupted
 
 # rejax 0.1.3 asks for gymnax>=0.0.9 without an upper bound, and stops at its first step on gymnax
@@ -37,7 +36,7 @@ PINS: dict[str, list[str]] = {
         "distrax==0.1.9",
         "chex==0.1.92",
         "numpy==2.4.6",
-    ],
+    ]
 }
 
 

@@ -2,7 +2,7 @@
 
 Run by the peer's interpreter (see peers.py), never by ours:
 
-    .peers/rejax/bin/python scripts/peer_rejax.py ppo|dqn --seeds N --steps T [--repeat K]
+    .peers/rejax/bin/python scripts/programs/rejax.py ppo|dqn --seeds N --steps T [--repeat K]
 
 Only public knobs of rejax are turned (`create`, `replace`, the evaluation callback) and none of its
 code is changed; what its settings cannot express stays as rejax does it, and is listed under
@@ -32,8 +32,10 @@ from rejax.evaluate import evaluate
 from rejax.networks import DiscreteQNetwork, EpsilonGreedyPolicy
 
 BOTH = [
-    "time_limit: gymnax 0.0.9 has one `done` for time limit and failure; rejax stops bootstrapping at both",
-    "environment: gymnax 0.0.9 draws a fresh reset state at every step and selects it where an episode ended",
+    "time_limit: gymnax 0.0.9 has one `done` for time limit and failure; rejax stops "
+    "bootstrapping at both",
+    "environment: gymnax 0.0.9 draws a fresh reset state at every step and selects it "
+    "where an episode ended",
     "initialisation: flax's default (lecun_normal, zero bias); rejax has no knob for it",
     "adam_eps: optax's default, 1e-8; rejax has no knob for it",
 ]
@@ -66,11 +68,15 @@ def make_ppo(steps):
         **timed_alone(steps),
     )
     differences = [
-        "max_grad_norm: rejax clips every gradient element to +-0.5 (optax.clip), not the global norm to 0.5",
-        "optimizer: actor and critic have an Adam and a gradient each, one after the other, not one loss",
-        "value_loss: always clipped (by clip_eps around the old value); vf_coef multiplies half its square",
+        "max_grad_norm: rejax clips every gradient element to +-0.5 (optax.clip), not the "
+        "global norm to 0.5",
+        "optimizer: actor and critic have an Adam and a gradient each, one after the "
+        "other, not one loss",
+        "value_loss: always clipped (by clip_eps around the old value); vf_coef "
+        "multiplies half its square",
         "advantages: always normalised per minibatch; rejax has no knob for it",
-        "annealing: linear by iteration, a schedule given as learning_rate, which rejax declares a scalar",
+        "annealing: linear by iteration, a schedule given as learning_rate, which rejax "
+        "declares a scalar",
         *BOTH,
     ]
     return algorithm, lambda state: state.actor_ts.step, differences
@@ -103,8 +109,10 @@ def make_dqn(steps):
         hidden_layer_sizes=(120, 84), action_dim=algorithm.action_dim, activation=jax.nn.relu
     )
     differences = [
-        "replay: rejax draws batches without replacement, by a weighted choice over the whole buffer",
-        "learning_starts: the counter must be past 1000 before a vector step, so the first update is at 1020",
+        "replay: rejax draws batches without replacement, by a weighted choice over the "
+        "whole buffer",
+        "learning_starts: the counter must be past 1000 before a vector step, so the "
+        "first update is at 1020",
         "exploration: actions are uniform, whatever epsilon says, until learning starts",
         "loss: half the squared error (the same direction, half the gradient, under Adam)",
         *BOTH,
@@ -146,9 +154,8 @@ def main():
     ]
     jax.block_until_ready(keys)
 
-    say(
-        f"rejax {args.algorithm}: {args.seeds} seeds x {args.steps} steps on {device()}, compiling ..."
-    )
+    work = f"{args.seeds} seeds x {args.steps} steps"
+    say(f"rejax {args.algorithm}: {work} on {device()}, compiling ...")
     start = time.perf_counter()
     lowered = jax.jit(jax.vmap(algorithm.train)).lower(keys[0])
     trace_seconds = time.perf_counter() - start
