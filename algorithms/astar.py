@@ -9,7 +9,7 @@ Solve:  python algorithms/astar.py --env cube3 --solve FILE.npz --out DIR    (or
         --deferred: deferred A*; --weight 0: greedy best-first
 Expect: results/qstar
 
-Metrics: `loss/value` is the squared error, `updates` counts the copies of the network to the
+Metrics: `loss/value` is the squared error, `copies` counts the copies of the network to the
 target, `value` is the mean of J. `eval/solved` is the share of scrambled states, of depths spread
 evenly, that following the smallest J solves within `eval_moves` moves; `eval/value` what J says of
 them.
@@ -195,7 +195,7 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
             variables={"params": params, **stats}, opt_state=opt_state, loss=error, key=key
         )
         state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
-        return state, {"loss/value": error, "value": value, "updates": state.copies}
+        return state, {"loss/value": error, "value": value, "copies": rlzoo.last(state.copies)}
 
     def copy(state, t):
         good = (state.loss < config.loss_threshold) | (t < warmup_calls)
@@ -238,6 +238,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         steps_per_call=count,
         updates_per_call=1,
         evaluate=evaluate,
+        rollouts=False,
+        score="eval/solved",
     )
 
 

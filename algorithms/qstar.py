@@ -10,7 +10,7 @@ Solve:  python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR    (or
 Expect: results/qstar
 
 Metrics: `loss/q` is the squared error of one action in each state (of all where moves commute, in
-warm-up), `updates` counts the copies of the network to the target, `value` is the mean of the
+warm-up), `copies` counts the copies of the network to the target, `value` is the mean of the
 smallest q. `eval/solved` is the share of scrambled states, of depths spread evenly, that following
 the smallest q solves within `eval_moves` moves; `eval/value` what q says of them.
 
@@ -303,7 +303,7 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         warm_up = by_set if puzzle.commutes else by_scramble
         state, q = jax.lax.cond(t < warmup_calls, learn(warm_up), learn(bootstrapped))
         state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
-        return state, {"loss/q": state.loss, "value": q, "updates": state.copies}
+        return state, {"loss/q": state.loss, "value": q, "copies": rlzoo.last(state.copies)}
 
     def evaluate(state, key):
         """30 depths spread evenly, 10 states of each."""
@@ -327,6 +327,8 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
         steps_per_call=count,
         updates_per_call=1,
         evaluate=evaluate,
+        rollouts=False,
+        score="eval/solved",
     )
 
 

@@ -352,11 +352,11 @@ def test_train(name, tmp_path):
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["status"] == run.summary["status"] == "done"
     assert [member["seed"] for member in summary["members"]] == [0, 1]
-    assert summary["metric"] == ("eval/solved" if name in SEARCH else "eval/return")
+    assert summary["score"]["name"] == ("eval/solved" if name in SEARCH else "eval/return")
     assert all(
-        np.isfinite(member[summary["metric"]]) and not member["diverged"]
+        np.isfinite(member[summary["score"]["name"]]) and not member["diverged"]
         for member in summary["members"]
     )
-    (setting,) = summary[summary["metric"]]
+    (setting,) = summary[summary["score"]["name"]]
     assert setting["seeds"] == 2 and setting["diverged"] == 0 and setting["iqm"] is not None
     assert summary["steps"] >= config.total_steps

@@ -371,6 +371,12 @@ class Program:
 
     def _check_leaves(self, leaves: dict[str, np.ndarray], specs: dict[str, Any]) -> None:
         """Raise `Refused` where leaves differ from the training state in name, size or type."""
+        counts = {len(x) if x.ndim else 0 for x in leaves.values()}
+        if counts - {len(self.members)}:
+            raise Refused(
+                f"the checkpoint holds the states of {max(counts)} members, not of "
+                f"{len(self.members)}; start again in another --out"
+            )
         other = [f"no {name}" for name in specs if name not in leaves]
         other += [f"{name}, which is unknown" for name in leaves if name not in specs]
         for name in specs:
@@ -378,17 +384,15 @@ class Program:
                 continue
             x, spec = leaves[name], specs[name]
             mine = [len(self.members), *spec.shape[1:]]
-            fits = x.ndim > 0 and len(x) == len(self.members)
-            if not is_key(spec):
-                # Stages may change sizes, but neither ranks nor types.
-                free = any(stage.enter for stage in self.stages) and x.ndim == len(mine)
-                fits &= (free or list(x.shape) == mine) and x.dtype == spec.dtype
-            if not fits:
+            # Stages may change sizes, but neither ranks nor types.
+            free = any(stage.enter for stage in self.stages) and x.ndim == len(mine)
+            fits = (free or list(x.shape) == mine) and x.dtype == spec.dtype
+            if not fits and not is_key(spec):
                 other.append(f"{name} {x.dtype}{list(x.shape)} where {spec.dtype}{mine} is due")
         if other:
             raise Refused(
-                f"the checkpoint holds {'; '.join(other[:4])}: it is of other members, or of "
-                "another version of the algorithm; start again in another --out"
+                f"the checkpoint holds {'; '.join(other[:4])}: it is of another version of the "
+                "algorithm; start again in another --out"
             )
 
 

@@ -18,13 +18,12 @@ class Rows:
         if not self.path.exists():
             return []
         header, rows = read_table(self.path)
+        self.columns = self.columns or header
         return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
     def write(self, rows: list[dict]) -> None:
         """Put `rows` in place of those that there are."""
-        if rows and not self.columns:
-            self.columns = list(rows[0])
-        if not self.columns:
+        if not self.columns:  # no row was ever written
             return
         temporary = self.path.with_suffix(".new")
         with temporary.open("w", newline="") as file:

@@ -61,7 +61,7 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
     def act(policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
         return (whole if shapes(policy.params) == before else probe).act(policy, obs, key)
 
-    def enter(states: Any) -> Any:
+    def enter(states: Any, configs: list) -> Any:
         """Of all members, on the host: the state of a new run but for the layers."""
         fresh = jax.vmap(probe.init)(jax.random.wrap_key_data(states.key))
         return fresh.replace(
