@@ -276,7 +276,8 @@ class Env:
           judge: `judge(obs [n, num_envs, ...]) -> value [n, num_envs, ...]`.
 
         Returns: values like `value`, right wherever `steps.terminated` is False: a terminated
-          successor has no value. Reverse-mode gradients do not pass through the loop.
+          successor has no value. In a loss, wrap this in `jax.lax.stop_gradient`: reverse-mode
+          gradients do not pass its loop.
         """
         length, num_envs = steps.truncated.shape
         shortest = int(np.min(wrappers.time_limit(self.inner, self.params)))
