@@ -6,6 +6,7 @@ itself. A parameter that nothing reads is refused.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -141,15 +142,16 @@ def _completed(rules: dict[str, Callable[[Any], Any]], params: Any) -> Any:
     return params
 
 
-def _checked(id: str, name: str, value: Any, default: Any) -> Any:
-    """`value` as the environment's own code takes it."""
-    try:
-        value = jnp.asarray(value) if isinstance(value, list | tuple | np.ndarray) else plain(value)
-        axes = jnp.ndim(value)
-        if axes and jnp.issubdtype(jnp.result_type(default), jnp.floating):
-            value = value.astype(jnp.float32)
-    except (TypeError, ValueError):
-        raise Refused(f"{id!r}: {name}={value!r} must be a number") from None
+def _checked(id: str, name: str, given: Any, default: Any) -> Any:
+    """`given` as the environment's own code takes it."""
+    value = plain(given)
+    if isinstance(given, list | tuple | np.ndarray):
+        floats = jnp.issubdtype(jnp.result_type(default), jnp.floating)
+        with contextlib.suppress(TypeError, ValueError):  # of words, or of lists unequally long
+            value = jnp.asarray(given, jnp.float32 if floats else None)
+    if not isinstance(value, bool | int | float | jax.Array):
+        raise Refused(f"{id!r}: {name}={given!r} must be a number")
+    axes = jnp.ndim(value)
     shape = jnp.shape(default)
     if axes not in (len(shape), len(shape) + 1) or jnp.shape(value)[axes - len(shape) :] != shape:
         raise Refused(

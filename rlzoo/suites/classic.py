@@ -1,4 +1,4 @@
-"""Classic control whose dynamics gymnax has otherwise than gymnasium: here they follow gymnasium."""
+"""Classic control that gymnax steps otherwise than gymnasium: here it follows gymnasium."""
 
 from typing import Any
 

@@ -62,8 +62,8 @@ def make(env: Any, **options: Any) -> Env:
         options = given | options
         id = join(name, options)
         inner = _by_name(id, name, options)
-    elif place := _place(env):
-        name = place
+    elif found := _name(env):
+        name = found
         id = join(name, options)
         inner = _construct(id, env, options)
     else:
@@ -99,13 +99,23 @@ def id_of(env: Any) -> str:
         name, values = split(made)
         return env if made.startswith(NOTEBOOK) else join(name, values | options)
     if isinstance(env, Env):
-        return env.id if _makes(env.id, env) else _unfindable(type(env.inner).__name__, {}, env)
+        name, options = split(env.id)
+        whole = name.startswith(NOTEBOOK) and Ellipsis not in options.values()
+        if whole or _makes(env.id, env):
+            return env.id
+        return _unfindable(type(wrappers.innermost(env.inner)).__qualname__, {}, env)
     if isinstance(env, Environment):
         found, arguments = _name(type(env)), _constructor_values(env)
         if found is None or arguments is None:
             return _unfindable(type(env).__qualname__, arguments or {}, env)
         return join(found, arguments)
-    return _place(env) or id_of(_construct(repr(env), env, {}))
+    return _name(env) or id_of(_construct(repr(env), env, {}))
+
+
+def short(id: str) -> str:
+    """An id without the folder of its file: what is shown, and what folders are called."""
+    name, options = split(id)
+    return join(name.rpartition("/")[2], options) if _FILE.fullmatch(name) else id
 
 
 NOTEBOOK = "notebook:"
@@ -210,11 +220,7 @@ def _construct(id: str, factory: Any, options: dict[str, Any]) -> Any:
             f"{id} is a {type(factory).__name__}; an environment is an id, a gymnax Environment, a "
             "class of one, or a function that makes one"
         )
-    known = [
-        parameter
-        for parameter in inspect.signature(factory).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    known = [p for p in _signature(factory) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [parameter.name for parameter in known]
     kwargs = {key: options.pop(key) for key in list(options) if key in names}
     missing = [p.name for p in known if p.default is p.empty and p.name not in kwargs]
@@ -232,6 +238,13 @@ def _construct(id: str, factory: Any, options: dict[str, Any]) -> Any:
         )
     _check_options(id, env, options, names)
     return env
+
+
+def _signature(factory: Callable) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except ValueError:  # of classes written in C some do not say
+        return []
 
 
 def _call(id: str, factory: Callable, kwargs: dict[str, Any]) -> Any:
@@ -281,7 +294,12 @@ def _wrapped(id: str, name: str, inner: Any, options: dict[str, Any]) -> Env:
     for key, value in wrapping.items():
         inner = wrappers.BY_OPTION[key](inner, value)
     env = Env(id, inner, params, termination=termination.rule(name, inner))
-    return env.replace(**options) if options else env
+    env = env.replace(**options) if options else env
+    if env.param_axes is not None:
+        raise Refused(
+            f"{id}: env.replace(...) gives each environment a value of its own, an id none"
+        )
+    return env
 
 
 # ---- from an object ------------------------------------------------------------------------------
@@ -292,12 +310,12 @@ def _from(thing: Any, *packages: str) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in packages
 
 
-def _name(kind: type) -> str | None:
-    """The name of a class that needs no more than its constructor's values, or None."""
+def _name(thing: Any) -> str | None:
+    """The name of a class or a function: its id where it has one, or its place."""
     for name, factory in (_registry | classic.BY_NAME).items():
-        if factory is kind and _from(kind, "gymnax", "rlzoo"):
+        if factory is thing and _from(thing, "gymnax", "rlzoo"):
             return name
-    return _place(kind)
+    return _place(thing)
 
 
 def _place(thing: Any) -> str | None:
@@ -322,7 +340,7 @@ def _constructor_values(env: Any) -> dict[str, Any] | None:
     """The arguments, other than defaults, that make an equal environment; None where they cannot be
     told. They are looked for in attributes of their names, and tried."""
     values = {}
-    for parameter in inspect.signature(type(env)).parameters.values():
+    for parameter in _signature(type(env)):
         name = parameter.name
         value = vars(env).get(name, vars(env).get(f"_{name}", parameter.default))
         value = plain(value)
@@ -340,11 +358,16 @@ def _constructor_values(env: Any) -> dict[str, Any] | None:
 
 
 def _makes(id: str, env: Env) -> bool:
-    """Whether `id` makes an environment equal to `env`."""
+    """Whether `id` makes an environment with the classes and the parameters of `env`."""
     try:
-        return _same(make(id), env)
+        made = make(id)
     except Refused:
         return False
+    return _kinds(made.inner) == _kinds(env.inner) and _same(made.params, env.params)
+
+
+def _kinds(env: Any) -> list[type]:
+    return [type(env), *(_kinds(env.env) if isinstance(env, wrappers.Wrapper) else [])]
 
 
 def _same(a: Any, b: Any, within: frozenset = frozenset()) -> bool:
@@ -363,7 +386,7 @@ def _same(a: Any, b: Any, within: frozenset = frozenset()) -> bool:
     if hasattr(a, "__code__"):  # a function or a method: what it does, and what it has at hand
         at_hand = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (a, b)]
         return a.__code__ == b.__code__ and _same(at_hand[0], at_hand[1], within)
-    if hasattr(a, "__dict__") and vars(a):
+    if hasattr(a, "__dict__") and (vars(a) or type(a).__eq__ is object.__eq__):
         cached = {k for k, v in vars(type(a)).items() if isinstance(v, functools.cached_property)}
         held = [{k: v for k, v in vars(x).items() if k not in cached} for x in (a, b)]
         return _same(held[0], held[1], within)
