@@ -181,16 +181,21 @@ class Cube(Puzzle):
             return why
         stays = np.flatnonzero((self.table == np.arange(self.size)).all(0))
         if (wrong := stays[state[stays] != stays]).size:
-            return f"sticker {wrong[0]} of a piece that does not move is {state[wrong[0]]}: turn the cube as a whole"
+            return (
+                f"sticker {wrong[0]} of a piece that does not move is {state[wrong[0]]}: turn the "
+                "cube as a whole"
+            )
         parity = 0
         for count, what in ((3, "corner"), (2, "edge"))[: self.side - 1]:
             found = [self.where.get(tuple(stickers)) for stickers in state[self.home[count]]]
             if None in found:
                 stickers = state[self.home[count][found.index(None)]]
-                return f"there is no {what} with the stickers {', '.join(map(str, stickers))} in this order"
+                named = ", ".join(map(str, stickers))
+                return f"there is no {what} with the stickers {named} in this order"
             piece, twist = np.array(found).T
             if twist.sum() % count:
-                return f"it cannot be solved: a single {what} is {'twisted' if count == 3 else 'flipped'}"
+                turned = "twisted" if count == 3 else "flipped"
+                return f"it cannot be solved: a single {what} is {turned}"
             parity += odd(piece)
         if (
             self.side == 3 and parity % 2

@@ -69,7 +69,7 @@ class Puzzle(environment.Environment):
     def num_inputs(self) -> int:
         return self.size * self.values
 
-    # ---- the puzzle -------------------------------------------------------------------------------------------
+    # ---- the puzzle ------------------------------------------------------------------------------
 
     def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
         """The states after one action each: uint8 [..., size], int32 [...] -> uint8 [..., size]."""
@@ -103,7 +103,7 @@ class Puzzle(environment.Environment):
         """
         raise NotImplementedError(f"{self.name} has too many states for a table of exact distances")
 
-    # ---- states -----------------------------------------------------------------------------------------------
+    # ---- states ----------------------------------------------------------------------------------
 
     def walk(self, key: jax.Array, count: int, length: int) -> jax.Array:
         """`count` random walks backwards from the goal, uniform over actions, inverses allowed:
@@ -171,7 +171,7 @@ class Puzzle(environment.Environment):
         """What is wrong with one state of a file, in words; "" where it can be solved."""
         raise NotImplementedError
 
-    # ---- the environment --------------------------------------------------------------------------------------
+    # ---- the environment -------------------------------------------------------------------------
 
     @property
     def default_params(self) -> Params:

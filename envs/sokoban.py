@@ -91,7 +91,7 @@ class Sokoban(Puzzle):
             "sokoban: each room would need a table of exact distances of its own"
         )
 
-    # ---- problems ---------------------------------------------------------------------------------------------
+    # ---- problems --------------------------------------------------------------------------------
 
     def _begin(self, key: jax.Array, count: int) -> jax.Array:
         rooms, length, moves = jax.random.split(key, 3)
@@ -110,9 +110,9 @@ class Sokoban(Puzzle):
             for name in ("walls", "boxes", "goals")
         ]
         if len({len(layer) for layer in (agent, *layers)}) > 1:
+            counts = ", ".join(str(len(x)) for x in (agent, *layers))
             raise ValueError(
-                f"agent, walls, boxes and goals hold {', '.join(str(len(x)) for x in (agent, *layers))} "
-                "states; they should hold equally many"
+                f"agent, walls, boxes and goals hold {counts} states; they should hold equally many"
             )
         for i, (place, *cells) in enumerate(zip(agent, *layers, strict=True)):
             if why := _fault(place, *cells):

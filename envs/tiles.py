@@ -74,7 +74,7 @@ class Tiles(Puzzle):
             return super().distance(states)
         return jnp.asarray(_table())[permutation_rank(states)].astype(jnp.int32)
 
-    # ---- heuristics, none above the distance -------------------------------------------------------------------
+    # ---- heuristics, none above the distance -----------------------------------------------------
 
     def manhattan(self, states: jax.Array) -> jax.Array:
         """Rows and columns between each tile and its place: uint8 [..., size] -> int32 [...]."""
@@ -96,7 +96,7 @@ class Tiles(Puzzle):
         down = jnp.where((grid > 0) & (place % self.side == line), place // self.side, -1)
         return self.manhattan(states) + 2 * (_leave(across) + _leave(down)).sum(-1, dtype=jnp.int32)
 
-    # ---- pictures ----------------------------------------------------------------------------------------------
+    # ---- pictures --------------------------------------------------------------------------------
 
     def render(self, state: State, params: Params | None = None) -> np.ndarray:
         tiles = np.asarray(state.position).reshape(self.side, self.side)

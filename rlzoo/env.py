@@ -7,7 +7,6 @@ See `rlzoo/suites/registry.py` for the ids.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 machine.start_backend()  # before gymnax, which starts jax
-from rlzoo import wrappers
+from rlzoo import parameters, wrappers
 
 POOL_ROWS = 16
 """Start states kept for each environment."""
@@ -149,20 +148,23 @@ class Env:
         return self.termination(next_obs, self.params)
 
     def replace(self, **fields: Any) -> "Env":
-        """A copy with other parameters. A value with one more axis than the default varies over
-        environments.
+        """A copy with other parameters, and what follows from them. A value with one more axis than
+        the default varies over environments.
 
-        Raises `Refused` for a field that the environment's parameters do not have.
+        Raises `Refused` for a field that the environment's parameters do not have, for one that
+        follows from others, and for one that nothing reads.
         """
-        _check_names(self.id, fields, [f.name for f in dataclasses.fields(self.params)])
-        for name, value in fields.items():
-            if isinstance(value, str):
-                raise Refused(f"{self.id!r}: {name}={value!r} must be a number")
+        name, options = parameters.split(self.id)
+        params = parameters.replaced(self.id, self.inner, self.params, fields)
         defaults = self.inner.default_params
-        params = self.params.replace(**fields)
         axes = jax.tree.map(lambda p, d: 0 if jnp.ndim(p) > jnp.ndim(d) else None, params, defaults)
         batched = any(axis == 0 for axis in jax.tree.leaves(axes))
-        return dataclasses.replace(self, params=params, param_axes=axes if batched else None)
+        return dataclasses.replace(
+            self,
+            id=parameters.join(name, options | fields),
+            params=params,
+            param_axes=axes if batched else None,
+        )
 
     # ---- stepping -----------------------------------------------------------------------------------------
 
@@ -456,17 +458,6 @@ def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax
 def _settled(now: Episodes) -> Episodes:
     """Without weak types, so that a step compiles once."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), now)
-
-
-# ---- making --------------------------------------------------------------------------------------
-
-
-def _check_names(id: str, given: dict, known: list[str]) -> None:
-    known = [*known, *wrappers.BY_OPTION]
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, 3, 0.4) or sorted(known)
-            raise Refused(f"{id!r} has no option {name!r}; nearest: {', '.join(nearest)}")
 
 
 def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

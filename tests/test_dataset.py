@@ -890,20 +890,29 @@ def learn_the_mean(config, env, dataset=None):
         None,
         steps_per_call=1,
         evaluate=lambda state, key: {"eval/return": state[0]},
+        rollouts=False,
     )
 
 
-def test_train_on_data(data, tmp_path):
+def test_train_on_data(tmp_path):
     """The loop hands a data set to every member, and its weights with it."""
-    heavy = dataset.weighted(data, [0, 0, 1, 0, 0])
-    want = float(data.reward[4:8].mean())
+    data = tiny_data.discrete()
+    third = slice(int(data.starts[2]), int(data.starts[3]))
+    chosen = np.arange(data.num_episodes) == 2
+    heavy = dataset.weighted(data, chosen.astype(float))
+    want = float(data.reward[third].mean())
     run = rlzoo.train(
-        learn_the_mean, Config(), heavy, seeds=2, out=str(tmp_path / "run"), quiet=True, cache=False
+        learn_the_mean,
+        Config(env="probe-action"),
+        heavy,
+        seeds=2,
+        out=str(tmp_path / "run"),
+        quiet=True,
+        cache=False,
     )
     got = [member["eval/return"] for member in run.summary["members"]]
-    assert (
-        got == pytest.approx([want, want], abs=0.2 * float(data.reward.std())) and got[0] != got[1]
-    )
+    assert got == pytest.approx([want, want], abs=0.2 * float(data.reward.std()))
+    assert got[0] != got[1]
 
 
 # ---- the command ---------------------------------------------------------------------------------

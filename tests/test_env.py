@@ -535,7 +535,7 @@ def test_parameters_may_vary_over_environments():
     state, _, steps, _ = roll(env, 3, 3, jnp.ones((3, 3), jnp.int32))
     for n in range(3):
         inner = pick(state.inner, n)
-        params = env.inner.default_params.replace(length=lengths[n])
+        params = rlzoo.make("CartPole-v1").replace(length=lengths[n]).params
         for i in range(3):
             obs, inner, *_ = env.inner.step_env(KEY, inner, 1, params)
             np.testing.assert_allclose(steps.next_obs[i, n], obs, atol=1e-6)

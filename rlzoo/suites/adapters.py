@@ -1,8 +1,10 @@
 """Environments of navix, jumanji and craftax behind gymnax's interface; each package is an extra.
 
-    navix/Empty-5x5-v0                     options: view=symbolic, or another function of navix.observations
-    jumanji/Snake-v1                       options: field=grid, one array of the observation in its own shape; without
-                                           it, all but the clock laid end to end, float32 [size]
+    navix/Empty-5x5-v0                     options: view=symbolic, or another function of
+                                           navix.observations
+    jumanji/Snake-v1                       options: field=grid, one array of the observation in its
+                                           own shape; without it, all but the clock laid end to end,
+                                           float32 [size]
     craftax/Craftax-Classic-Symbolic-v1    (also Craftax-Symbolic-v1, Craftax-Pixels-v1, ...)
 
 Time limits are kept here, by a clock of our own, so that what a package reports as an end is the
@@ -136,8 +138,8 @@ class Jumanji(Adapter):
         self.actions = int(np.prod(self.choices))
         if self.env.reward_spec.shape or not 0 < self.actions <= MOST_ACTIONS:
             raise Refused(
-                f"jumanji/{name} is not for one agent with at most {MOST_ACTIONS} discrete actions; it takes "
-                f"{self.env.action_spec}"
+                f"jumanji/{name} is not for one agent with at most {MOST_ACTIONS} discrete "
+                f"actions; it takes {self.env.action_spec}"
             )
         self.fields = list(
             _arrays(jax.eval_shape(self.env.reset, jax.random.key(0))[1].observation)

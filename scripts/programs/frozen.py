@@ -76,11 +76,15 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
         return state, {}
 
     calls = -(-steps // whole.steps_per_call)
+    counts = {"steps_per_call": whole.steps_per_call, "evaluate": True}
     features = stay if config.loss == "untrained" else whole.step
     return whole._replace(
         step=None,
         act=act,
-        stages=(rlzoo.Stage("layers", features, calls), rlzoo.Stage("head", step, calls, enter)),
+        stages=(
+            rlzoo.Stage("layers", features, calls, **counts),
+            rlzoo.Stage("head", step, calls, enter, **counts),
+        ),
     )
 
 
