@@ -1,9 +1,12 @@
 """What this machine is and how much it holds."""
 
+import errno
 import os
 import platform
+import re
 import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cache_dir() -> Path:
-    """Where compiled programs are kept: $RLZOO_CACHE, or rlzoo/ in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RLZOO_CACHE") or Path(base) / "rlzoo")
+def cache_dir() -> Path | None:
+    """Where compiled programs are kept: $RLZOO_CACHE, or rlzoo/ in the user's cache folder. None
+    where there is no home directory."""
+    if given := os.environ.get("RLZOO_CACHE"):
+        return Path(given)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "rlzoo"
+    try:
+        return Path.home() / ".cache" / "rlzoo"
+    except RuntimeError:
+        return None
 
 
 def start_backend() -> None:
@@ -26,7 +36,8 @@ def start_backend() -> None:
     On a CPU jax gets one thread (unless PJRT_NPROC says otherwise): programs of small networks are
     no slower, and with more threads XLA now and then hangs for ever, all its threads asleep (jax
     0.10.2, 32 members of PPO: one of three runs; none of ten with one thread, see
-    scripts/check_hang.py). Use other cores by `--processes`.
+    scripts/check_hang.py). Use other cores by `--processes`. With fewer threads than devices it
+    hangs at once, so there is one for each device that XLA_FLAGS asks for.
 
     With JAX_COORDINATOR_ADDRESS in the environment (beside JAX_NUM_PROCESSES and JAX_PROCESS_ID)
     this process joins the others of a run.
@@ -38,8 +49,8 @@ def start_backend() -> None:
     if xla_bridge.backends_are_initialized():
         if joins:
             raise RuntimeError(
-                "JAX_COORDINATOR_ADDRESS is set, but jax was started before rlzoo was imported, so this "
-                "process cannot join the others; import rlzoo.env first"
+                "JAX_COORDINATOR_ADDRESS is set, but jax was started before rlzoo was imported, "
+                "so this process cannot join the others; import rlzoo.env first"
             )
         return
     if joins:
@@ -48,14 +59,41 @@ def start_backend() -> None:
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
             process_id=int(os.environ["JAX_PROCESS_ID"]),
         )
-    os.environ.setdefault("PJRT_NPROC", "1")
+    asked = os.environ.get("PJRT_NPROC", "")
+    threads = int(asked) if asked.isdigit() else 1
+    os.environ["PJRT_NPROC"] = str(
+        max(threads, _host_devices(jax.config.values["jax_num_cpu_devices"]))
+    )
+
+
+def _host_devices(configured: int) -> int:
+    """How many devices the CPU will be: XLA_FLAGS, or jax's own option where it is set."""
+    found = re.findall(
+        r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    return max(configured, *map(int, found), 1)
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs on disk: the next run with the same shapes starts at once."""
+    """Keep compiled programs on disk: the next run with the same shapes starts at once. Where that
+    cannot be, a line says why."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+    folder = cache_dir()
+    try:
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no home directory")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{folder} cannot be written")
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        print(
+            f"note: compiled programs are not kept ({why}); RLZOO_CACHE can name another folder",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -71,7 +109,8 @@ def wait_for_others(what: str) -> None:
     from jax._src import distributed
 
     if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(what, timeout_in_ms=3_600_000)  # type: ignore[union-attr]
+        client: Any = distributed.global_state.client
+        client.wait_at_barrier(what, timeout_in_ms=3_600_000)
 
 
 def compiler_options(backend: str) -> dict[str, Any]:

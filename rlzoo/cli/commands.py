@@ -5,16 +5,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import tyro
-
-from rlzoo import machine
+import rlzoo
 from rlzoo.algorithm import Refused
-from rlzoo.cli.data import data
-from rlzoo.cli.data import main as data_main
-from rlzoo.cli.flags import Request, find, names, parse, read, write_value
-from rlzoo.cli.processes import plain_errors, spread
+from rlzoo.cli import data, parsing
+from rlzoo.cli.flags import Request, Source, find, load_file, names, read, read_request
+from rlzoo.cli.parsing import fields_of, write_value
+from rlzoo.cli.processes import check_target, plain_errors, spread, workers
+
+ABOUT = "A zoo of reinforcement-learning algorithms in JAX."
 
 
 def script(
@@ -26,113 +26,168 @@ def script(
     path = Path(inspect.getsourcefile(make) or "")
     argv = sys.argv[1:] if argv is None else argv
     with plain_errors():
-        if solver and "--solve" in (flag.partition("=")[0] for flag in argv):
-            from rlzoo.cli import solve
+        if _asks_to_solve(argv):
+            return _solve(make, Config, solver, argv, f"python {path.name}")
+        doc = inspect.cleandoc(sys.modules[make.__module__].__doc__ or "")
+        source = Source(path, doc, fields_of(Config))
+        request = read_request(source, argv, f"python {path.name}")
+        _run(make, Config, source, request, [str(path), *argv])
 
-            return solve.main(make, Config, solver, argv)
-        request = parse(read(path), argv, Path(sys.argv[0]).name)
-        _run(make, Config, request)
 
-
-def _run(make: Callable, Config: type, request: Request) -> NoReturn:
+def _run(
+    make: Callable, Config: type, source: Source, request: Request, command: list[str]
+) -> NoReturn:
+    """Train, here or in the processes that --processes asks for, which run `command`."""
+    if request.options["dataset"] and not _reads_data(make):
+        raise Refused(
+            f"{source.path.stem} learns online and makes no use of --dataset; leave that out"
+        )
     if request.options["processes"] > 1 and "JAX_COORDINATOR_ADDRESS" not in os.environ:
-        sys.exit(spread(request))
+        count = workers(request.options["processes"], request.members(source.fields))
+        if count > 1:
+            from rlzoo.run.options import run_folder
+
+            if not request.options["out"]:
+                command += ["--out", str(run_folder(source.path.stem, request.config["env"]))]
+            sys.exit(spread(command, count))
     from rlzoo.run.loop import train
 
     run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
     sys.exit({"done": 0, "interrupted": 130}[run.summary.get("status", "done")])
 
 
+def _reads_data(make: Callable) -> bool:
+    """Whether the text of `make` uses its third parameter, the data set."""
+    import ast
+    import textwrap
+
+    parameters = [*inspect.signature(make).parameters]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(make)))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return len(parameters) > 2 and parameters[2] in used
+
+
+def _asks_to_solve(argv: list[str]) -> bool:
+    return "--solve" in (flag.partition("=")[0] for flag in argv)
+
+
+def _solve(
+    make: Callable, Config: type, solver: Callable | None, argv: list[str], prog: str
+) -> None:
+    if solver is None:
+        raise Refused(f"{prog} does not search, so it has no --solve")
+    from rlzoo.cli import solve
+
+    solve.main(make, Config, solver, argv, prog)
+
+
+# ---- the rlzoo command ---------------------------------------------------------------------------
+
+
 def main() -> None:
     """The `rlzoo` command."""
     argv = sys.argv[1:]
     with plain_errors():
-        if argv[:1] == ["train"]:
-            return _train(argv[1:])
-        if argv[:1] == ["data"]:
-            return data_main(argv[1:])
-        app = tyro.extras.SubcommandApp()
-        app.command(name="list")(list_)
-        app.command(info)
-        app.command(train)
-        app.command(play)
-        app.command(plot)
-        app.command(report)
-        app.command(copy)
-        app.command(data)
-        app.cli(
-            args=argv,
-            prog="rlzoo",
-            description="A zoo of reinforcement-learning algorithms in JAX.",
-        )
+        if argv[:1] == ["--version"]:
+            print(f"rlzoo {rlzoo.__version__}")
+            return
+        parsing.dispatch(argv, "rlzoo", ABOUT, COMMANDS)
 
 
-def train(algorithm: tyro.conf.Positional[str]) -> None:
+def train(argv: list[str]) -> None:
     """Train an algorithm: `rlzoo train ppo --seeds 8`, or a file of your own: `rlzoo train
-    ./my_ppo.py`.
-
-    `rlzoo train ppo --help` prints all flags.
-    """
-    _train([algorithm])
-
-
-def _train(argv: list[str]) -> None:
+    ./my_ppo.py`."""
     if not argv or argv[0].startswith("-"):
-        print(
-            "usage: rlzoo train ALGORITHM [flags]   (`rlzoo train ppo --help` prints the flags of ppo)\n"
-            f"algorithms: {', '.join(names())}, or a path to a file of your own"
-        )
-        sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
+        _say_usage("train ALGORITHM [flags]", "train ppo", argv)
+    if _asks_to_solve(argv):
+        return solve(argv)
     source = read(find(argv[0]))
-    request = parse(source, argv[1:], f"rlzoo train {argv[0]}")
-    from rlzoo.run.files import load_module
-
-    module = load_module(source.path)
-    _run(module.make, module.Config, request)
+    request = read_request(source, argv[1:], f"rlzoo train {argv[0]}")
+    module = source.module or load_file(source.path)
+    _run(module.make, module.Config, source, request, ["-m", "rlzoo", "train", *argv])
 
 
-def list_(envs: bool = False) -> None:
+def solve(argv: list[str]) -> None:
+    """Solve puzzles by search with a trained network: `rlzoo solve qstar scramble:10`."""
+    if not argv or argv[0].startswith("-"):
+        _say_usage("solve ALGORITHM FILE.npz|scramble:MOVES [flags]", "solve qstar", argv)
+    name, *rest = argv
+    if rest and not rest[0].startswith("-"):
+        rest = ["--solve", *rest]
+    module = load_file(find(name))
+    _solve(module.make, module.Config, getattr(module, "solver", None), rest, f"rlzoo solve {name}")
+
+
+def _say_usage(usage: str, example: str, argv: list[str]) -> NoReturn:
+    print(
+        f"usage: rlzoo {usage}   (`rlzoo {example} --help` prints the flags)\n"
+        f"algorithms: {', '.join(names())}, or a path to a file of your own"
+    )
+    sys.exit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
+
+
+def list_(*, envs: bool = False) -> None:
     """List the algorithms.
 
     Args:
       envs: list the environments instead.
     """
     if envs:
-        from rlzoo.suites.brax import BACKENDS
-        from rlzoo.suites.registry import ids
-
-        print("\n".join(ids()))
-        print(
-            f"(brax/NAME:BACKEND with {', '.join(BACKENDS)}; options after a question mark: CartPole-v1?sticky=0.25;\n"
-            "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name)"
-        )
-        return
-    width = max(map(len, names()))
+        return _list_envs()
+    groups: dict[str, list[tuple[str, Source, list[str]]]] = {}
     for name in names():
-        print(f"{name:{width}}  {read(find(name)).doc.splitlines()[0]}")
+        source = read(find(name))
+        group, *traits = source.kind or ["other"]
+        groups.setdefault(group, []).append((name, source, traits))
+    width = max(map(len, names()))
+    for group, members in sorted(groups.items(), key=lambda item: (item[0] == "other", item[0])):
+        print(group)
+        for name, source, traits in members:
+            print(f"  {name:{width}}  {source.about}" + f" ({', '.join(traits)})" * bool(traits))
 
 
-def info(algorithm: tyro.conf.Positional[str]) -> None:
+def _list_envs() -> None:
+    from rlzoo.suites import brax
+    from rlzoo.suites.registry import ids, make
+
+    found = [id for id in ids() if not id.startswith("brax/")]
+    width = max(map(len, found))
+    for id in found:
+        env = make(id)
+        actions = (
+            f"{env.num_actions} discrete actions"
+            if env.discrete
+            else f"continuous actions {list(env.action_space.shape)}"
+        )
+        print(f"{id:{width}}  observations {list(env.obs_shape)!s:15}  {actions}")
+    print(f"\nbrax/NAME or brax/NAME:BACKEND with {', '.join(brax.BACKENDS)}; continuous actions:")
+    print("  " + ", ".join(brax.NAMES))
+    print(
+        "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name\n"
+        "options after a question mark: CartPole-v1?sticky=0.25"
+    )
+
+
+def info(algorithm: str) -> None:
     """Print an algorithm's documentation and its configuration.
 
     Args:
       algorithm: its name, or a path to a file of your own.
     """
     source = read(find(algorithm))
-    print(
-        f"{source.doc}\n\nfile: {source.path}\n\nconfiguration (* floats: members of one program may differ in them)"
-    )
-    width = max(len(field.name) for field in source.fields)
+    print(f"{source.doc}\n\nfile: {source.path}\n")
+    print("configuration (* floats: members of one program may differ in them)")
+    width = max((len(field.name) for field in source.fields), default=0)
     for field in source.fields:
-        print(
-            f"  {field.name:{width}} {' ' if field.static else '*'} {write_value(field.default):>12}  {field.doc}"
-        )
+        mark, default = " " if field.static else "*", write_value(field.default)
+        print(f"  {field.name:{width}} {mark} {default:>12}  {field.about}")
 
 
 def play(
-    run: tyro.conf.Positional[str | None] = None,
+    run: str | None = None,
+    *,
     random: str | None = None,
-    gif: str | None = None,
+    gif: Path | None = None,
     member: int = 0,
     episodes: int = 1,
     seed: int = 0,
@@ -146,7 +201,7 @@ def play(
       run: a run directory.
       random: instead of a run, an environment to look at under random actions.
       gif: the file to write (default: play.gif in the run directory): .gif, .mp4 (needs ffmpeg),
-      for brax also .html.
+        for brax also .html.
       member: whose policy, as numbered in metrics.csv.
       episodes: how many episodes.
       seed: of the episodes.
@@ -154,6 +209,9 @@ def play(
       steps: cut episodes after so many steps.
       cache: keep compiled programs on disk, so that the next time starts at once.
     """
+    if gif:
+        check_target(gif)
+    from rlzoo import machine
     from rlzoo.tools import play as player
 
     if cache:
@@ -161,7 +219,7 @@ def play(
     player.play(
         run,
         random=random,
-        out=gif,
+        out=str(gif) if gif else None,
         member=member,
         episodes=episodes,
         seed=seed,
@@ -170,7 +228,7 @@ def play(
     )
 
 
-def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) -> None:
+def plot(runs: tuple[Path, ...], *, out: Path | None = None) -> None:
     """Draw learning curves: IQM over seeds with its 95% bootstrap interval.
 
     Args:
@@ -180,16 +238,13 @@ def plot(runs: tyro.conf.Positional[tuple[str, ...]], out: str | None = None) ->
     from rlzoo import report as reports
 
     if len(runs) == 1 and out is None:
-        print(reports.write_curve(Path(runs[0])))
-    else:
-        print(
-            reports.plot_curves(
-                [reports.read_run(Path(run)) for run in runs], Path(out or "curves.png")
-            )
-        )
+        print(reports.write_curve(runs[0]))
+        return
+    target = check_target(out or Path("curves.png"))
+    print(reports.plot_curves([reports.read_run(run) for run in runs], target))
 
 
-def report(runs: tyro.conf.Positional[tuple[str, ...]], out: str = "report") -> None:
+def report(runs: tuple[Path, ...], *, out: Path = Path("report")) -> None:
     """Compare runs: tables, curves for each environment, probability of improvement, one HTML page.
 
     Args:
@@ -198,16 +253,12 @@ def report(runs: tyro.conf.Positional[tuple[str, ...]], out: str = "report") -> 
     """
     from rlzoo import report as reports
 
-    for path in reports.report([Path(run) for run in runs], Path(out)):
+    check_target(out / "report.md")
+    for path in reports.report(runs, out):
         print(path)
 
 
-def copy(
-    source: tyro.conf.Positional[str],
-    target: tyro.conf.Positional[str],
-    params: bool = False,
-    member: int = 0,
-) -> None:
+def copy(source: str, target: Path, *, params: bool = False, member: int = 0) -> None:
     """Copy an algorithm's file into your own folder, or export a run's trained parameters.
 
     Args:
@@ -216,17 +267,16 @@ def copy(
       params: export parameters: `rlzoo copy --params RUN out.safetensors`.
       member: which member's parameters.
     """
-    path = Path(target)
-    if path.exists():
-        raise Refused(f"{path} exists already; choose another name")
+    if target.exists():
+        raise Refused(f"{target} exists already; choose another name")
     if params:
-        export(source, path, member)
+        export(source, target, member)
     else:
-        if path.suffix != ".py":
-            raise Refused(f"{path}: an algorithm's file ends in .py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(find(source).read_text())
-    print(f"wrote {path}" + ("" if params else f"; run it with: python {path} --help"))
+        if target.suffix != ".py":
+            raise Refused(f"{target}: an algorithm's file ends in .py")
+        text = find(source).read_text()
+        check_target(target).write_text(text)
+    print(f"wrote {target}" + ("" if params else f"; run it with: python {target} --help"))
 
 
 def export(run: str, path: Path, member: int) -> None:
@@ -239,7 +289,7 @@ def export(run: str, path: Path, member: int) -> None:
     from rlzoo.run.trees import named
 
     arrays = {name: np.asarray(x) for name, x in named(load(run, member).policy).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_target(path)
     if path.suffix == ".npz":
         np.savez(path, allow_pickle=False, **arrays)
         return
@@ -251,3 +301,16 @@ def export(run: str, path: Path, member: int) -> None:
             "not"
         ) from None
     save_file(arrays, path)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "list": list_,
+    "info": info,
+    "play": play,
+    "plot": plot,
+    "report": report,
+    "copy": copy,
+    "data": data.main,
+    "solve": solve,
+}

@@ -1,39 +1,28 @@
 """`rlzoo data`: record, describe and convert data sets."""
 
 import dataclasses
-from typing import Literal
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
-import tyro
-
-from rlzoo import machine
 from rlzoo.algorithm import Refused
-
-
-def data() -> None:
-    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
-    data.npz`.
-
-    `rlzoo data --help` prints the commands.
-    """
+from rlzoo.cli import parsing
+from rlzoo.cli.processes import check_target
 
 
 def main(argv: list[str]) -> None:
-    """`rlzoo data ...`."""
-    app = tyro.extras.SubcommandApp()
-    app.command(name="collect")(data_collect)
-    app.command(name="describe")(data_describe)
-    app.command(name="convert")(data_convert)
-    app.cli(
-        args=argv,
-        prog="rlzoo data",
-        description="Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID.",
-    )
+    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
+    data.npz`."""
+    about = "Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID."
+    parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
 
 
-def data_collect(
-    run: tyro.conf.Positional[str | None] = None,
+def collect(
+    run: str | None = None,
     *,
-    out: str,
+    out: Path,
     episodes: int = 100,
     member: int | None = None,
     noise: float = 0.0,
@@ -50,7 +39,7 @@ def data_collect(
       episodes: whole episodes to play, with each member.
       member: which member (default: every one).
       noise: discrete actions: share of random ones; continuous: standard deviation of Gaussian
-      noise.
+        noise.
       seed: of the episodes.
       replay: write what the run's replay holds, and play nothing.
       random: play random actions in this environment; give no run.
@@ -61,16 +50,16 @@ def data_collect(
     if sum(map(bool, (noise, replay, random))) > 1:
         raise Refused("--replay, --random and --noise exclude one another")
     _check_target(out)
-    from rlzoo import dataset
-    from rlzoo.tools import collect
+    from rlzoo import dataset, machine
+    from rlzoo.tools import collect as recorder
 
     machine.keep_compiled()
     if replay:
-        found = collect.replay(run or "", member=member)
+        found = recorder.replay(run or "", member=member)
     elif random:
-        found = collect.random(random, episodes, seed=seed)
+        found = recorder.random(random, episodes, seed=seed)
     else:
-        found = collect.policy(run or "", episodes, member=member, noise=noise, seed=seed)
+        found = recorder.policy(run or "", episodes, member=member, noise=noise, seed=seed)
     dataset.save(dataclasses.replace(found, reference=reference), out)
     print(
         f"wrote {out}: {len(found):,} transitions in {found.num_episodes:,} episodes, mean return "
@@ -78,8 +67,9 @@ def data_collect(
     )
 
 
-def data_describe(
-    file: tyro.conf.Positional[str],
+def describe(
+    file: str,
+    *,
     env: str | None = None,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
@@ -94,11 +84,12 @@ def data_describe(
     """
     from rlzoo import dataset, formats
 
-    try:
-        found = dataset.load(file, finish=finish, bounds=bounds)
-    except Refused:
-        print(formats.contents(formats.read(file)[0]))
-        raise
+    with _flags_named():
+        try:
+            found = dataset.load(file, finish=finish, bounds=bounds)
+        except Refused:
+            print(formats.contents(formats.read(file)[0]))
+            raise
     print(dataset.describe(found))
     if env is not None:
         from rlzoo.suites.registry import make
@@ -107,9 +98,10 @@ def data_describe(
         print(f"\nfits {env}")
 
 
-def data_convert(
-    file: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[str],
+def convert(
+    file: str,
+    out: Path,
+    *,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> None:
@@ -124,13 +116,34 @@ def data_convert(
     _check_target(out)
     from rlzoo import dataset
 
-    dataset.save(dataset.load(file, finish=finish, bounds=bounds), out)
+    with _flags_named():
+        found = dataset.load(file, finish=finish, bounds=bounds)
+    dataset.save(found, out)
     print(f"wrote {out}")
 
 
-def _check_target(out: str) -> None:
+@contextmanager
+def _flags_named() -> Iterator[None]:
+    """Arguments of Python in what is refused are written as flags."""
+    try:
+        yield
+    except Refused as error:
+        text = re.sub(r"\w+=\S.*? \(rlzoo data convert (--[^)]+)\)", r"\1", str(error))
+        text = re.sub(r"\b(finish|bounds)=['(]?([\w., -]+?)[')]", r"--\1 \2", text)
+        raise Refused(text) from None
+
+
+def _check_target(out: Path) -> None:
     """Before the work is done, not after it."""
     from rlzoo.formats import check_writable
 
     if check_writable(out).exists():
         raise Refused(f"{out} exists already; choose another name")
+    check_target(out)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "collect": collect,
+    "describe": describe,
+    "convert": convert,
+}

@@ -1,33 +1,27 @@
-"""The flags of every algorithm script.
+"""The flags of every algorithm: one for each field of its `Config`, and those of every run.
 
-They come from the file's source, which is read and not imported, so `--help` answers without
-starting jax.
+A plain `Config` is read from the file's text and not imported, so that `--help` answers without
+starting jax. Where the text is not enough (a base class, a name for a value), the file is imported.
 """
 
 import ast
-import dataclasses
-import inspect
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
 
 from rlzoo.algorithm import Refused
+from rlzoo.cli.parsing import BOUNDS, Field, documented, fields_of, parse, write_value
 
 FOLDER = Path(__file__).parent.parent
-
-
 ALGORITHMS = next(
     path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir()
 )
+SWEEP = Field(
+    "sweep", tuple[str, ...], (), "sweep fields: field=v1,v2 ...; every combination trains"
+)
 
 
-class Field(NamedTuple):
-    name: str
-    kind: Any
-    default: Any
-    doc: str
-    static: bool
+# ---- reading a file ------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -36,49 +30,113 @@ class Source(NamedTuple):
     path: Path
     doc: str
     fields: list[Field]
+    module: Any = None
+    """the file as a module, where it had to be imported"""
+
+    @property
+    def about(self) -> str:
+        """The first sentence of its docstring, without its name."""
+        first = " ".join(self.doc.partition("\n\n")[0].split())
+        return first or "(no docstring)"
+
+    @property
+    def kind(self) -> list[str]:
+        """The words of its docstring's `Kind:` label."""
+        found = re.search(r"^Kind:(.*)$", self.doc, re.MULTILINE)
+        return [word.strip(" .") for word in found[1].split(",")] if found else []
 
 
 def read(path: Path) -> Source:
-    """Docstring and Config of the algorithm file at `path`, without importing it."""
-    tree = ast.parse(path.read_text(), str(path))
-    classes = [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"
-    ]
-    if not classes:
+    """Docstring and Config of the algorithm file at `path`."""
+    try:
+        text = path.read_text()
+        tree = ast.parse(text, str(path))
+    except SyntaxError as error:
+        raise Refused(f"{path}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # bytes that are no text
+        raise Refused(f"{path} is not a Python file: {error}") from None
+    doc = ast.get_docstring(tree) or ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            try:
+                return Source(path, doc, _read_text(node))
+            except NotPlain:
+                break
+    module: Any = load_file(path) if "Config" in text else None
+    if not hasattr(module, "Config"):
         raise Refused(f"{path} has no class Config, so it is not an algorithm file")
-    body, fields = classes[0].body, []
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+    return Source(path, doc, fields_of(module.Config), module)
+
+
+def load_file(path: Path) -> Any:
+    """The algorithm file at `path` as a module."""
+    from rlzoo.run.files import load_module
+
+    try:
+        return load_module(path)
+    except ImportError as error:
+        raise Refused(f"{path} cannot be imported: {error}") from error
+
+
+class NotPlain(Exception):
+    """The text of a class does not say all of it."""
+
+
+def _read_text(node: ast.ClassDef) -> list[Field]:
+    """The fields of a class from its text. Raises `NotPlain`."""
+    if node.bases or node.keywords:
+        raise NotPlain
+    docs = documented(node.body)
+    fields = []
+    for part in node.body:
+        if not isinstance(part, ast.AnnAssign) or not isinstance(part.target, ast.Name):
             continue
-        doc = (
-            str(after.value.value)
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            else ""
-        )
-        value, static = node.value, False
-        if isinstance(value, ast.Call):  # rlzoo.static(default)
-            value, static = value.args[0], True
-        kind = eval(ast.unparse(node.annotation), {"Literal": Literal})
-        fields.append(
-            Field(
-                node.target.id, kind, eval(ast.unparse(value), {}) if value else None, doc, static
-            )
-        )
-    return Source(path, ast.get_docstring(tree) or "", fields)
+        name, value, static = part.target.id, part.value, False
+        bounds: dict[str, float] = {}
+        if isinstance(value, ast.Call):
+            value, static, bounds = _read_call(value)
+        kind, default = _value(part.annotation), _value(value)
+        if isinstance(kind, str):
+            raise NotPlain
+        fields.append(Field(name, kind, default, docs.get(name, ""), static, bounds))
+    return fields
+
+
+def _read_call(call: ast.Call) -> tuple[ast.expr | None, bool, dict[str, float]]:
+    """Of `rlzoo.static(default, least=2)` or `rlzoo.traced(...)`: default, which one, bounds."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    default = call.args[0] if len(call.args) == 1 else given.pop("default", None)
+    if name not in ("static", "traced") or len(call.args) > 1 or not {*given} <= {*BOUNDS}:
+        raise NotPlain
+    bounds = {key: _value(bound) for key, bound in given.items() if key is not None}
+    return default, name == "static", {key: x for key, x in bounds.items() if x is not None}
+
+
+def _value(node: ast.expr | None) -> Any:
+    """What an expression of plain numbers, texts and types gives. Raises `NotPlain`."""
+    types: dict[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str, tuple)}
+    types |= {"Literal": Literal, "Optional": Optional, "Union": Union}
+    try:
+        return eval(ast.unparse(node or ast.Pass()), {"__builtins__": types})
+    except Exception:
+        raise NotPlain from None
 
 
 def find(name: str) -> Path:
     """The algorithm file called `name`: one of rlzoo's, or a path to the user's own."""
     if name.endswith(".py"):
-        if not Path(name).is_file():
+        path = Path(name).expanduser()
+        if not path.is_file():
             raise Refused(f"there is no file {name}")
-        return Path(name)
-    if not (ALGORITHMS / f"{name}.py").is_file():
+        return path
+    if name not in names():
         raise Refused.unknown("algorithm", name, names())
     return ALGORITHMS / f"{name}.py"
 
 
 def names() -> list[str]:
+    """rlzoo's algorithms."""
     return sorted(path.stem for path in ALGORITHMS.glob("*.py") if not path.stem.startswith("_"))
 
 
@@ -92,78 +150,57 @@ class Request(NamedTuple):
     sweep: dict[str, list]
     options: dict[str, Any]
 
+    def members(self, fields: list[Field]) -> int:
+        """How many members its largest program has."""
+        count = self.options["seeds"]
+        for field in fields:
+            if not field.static:
+                count *= len(self.sweep.get(field.name, [None]))
+        return count
 
-def parse(source: Source, argv: list[str], prog: str) -> Request:
+
+def read_request(source: Source, argv: list[str], prog: str) -> Request:
     """Flags to values. With --resume, the recorded run's values are the defaults."""
     from rlzoo.run.options import Options
+
+    own, common = source.fields, fields_of(Options)
+    groups = {source.path.stem: own, "every run": [SWEEP, *common]}
+    given = parse(argv, prog, source.doc, groups)
+    sweep = _read_sweep(given.pop("sweep", ()), own)
+    values = {field.name: field.default for field in (*own, *common)}
+    if given.get("out"):
+        given["out"] = str(Path(given["out"]).expanduser())
+    if given.get("resume") and given.get("out"):
+        recorded, swept = _read_record(given["out"])
+        values |= {name: value for name, value in recorded.items() if name in values}
+        sweep = sweep or swept
+    else:
+        for name in sweep:
+            if name in given:
+                raise Refused(f"--{name.replace('_', '-')} is given, and in --sweep, too")
+    values |= given
+    return Request(
+        {field.name: values[field.name] for field in own},
+        sweep,
+        {field.name: values[field.name] for field in common},
+    )
+
+
+def _read_record(run: str) -> tuple[dict[str, Any], dict[str, list]]:
+    """What a run was started with: values of fields and options, and its sweep."""
     from rlzoo.run.record import Record
 
-    own = {field.name for field in source.fields}
-    defaults: dict[str, Any] = {"sweep": ()}
-    chosen = _parse(source, argv, prog, defaults)
-    if chosen.resume and chosen.out:
-        record = Record.read(chosen.out)
-        defaults = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in (
-                record.description["config"] | record.description["options"]
-            ).items()
-        }
-        defaults["sweep"] = tuple(
-            f"{name}={','.join(write_value(v) for v in values)}"
-            for name, values in record.sweep.items()
-        )
-        chosen = _parse(source, argv, prog, defaults)
-    values = vars(chosen)
-    return Request(
-        {name: values[name] for name in values if name in own},
-        _sweep(values["sweep"], source.fields),
-        {field.name: values[field.name] for field in dataclasses.fields(Options)},
-    )
+    record = Record.read(run)
+    values = record.description["config"] | vars(record.options)
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }, record.sweep
 
 
-def _parse(source: Source, argv: list[str], prog: str, defaults: dict[str, Any]) -> Any:
-    options = read_options()
-    sweep = Field(
-        "sweep",
-        tuple[str, ...],
-        (),
-        "sweep fields: field=v1,v2 ...; every combination trains",
-        True,
-    )
-    first = [field for field in source.fields if field.name in ("env", "total_steps")]
-    fields = [*first, *options, sweep, *(field for field in source.fields if field not in first)]
-    Args = dataclasses.make_dataclass(
-        "Args",
-        [
-            (f.name, Annotated[f.kind, tyro.conf.arg(help=f.doc)], defaults.get(f.name, f.default))
-            for f in fields
-        ],
-    )
-    return tyro.cli(Args, args=argv, prog=prog, description=source.doc)
-
-
-def read_options() -> list[Field]:
-    from rlzoo.run.options import Options
-
-    return [
-        Field(f.name, f.type, f.default, doc, True)
-        for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)
-    ]
-
-
-def docs(kind: type) -> list[str]:
-    """The strings below the fields of a dataclass, in order."""
-    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
-    return [
-        str(node.value.value)
-        for node in body
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    ][-len(dataclasses.fields(kind)) :]  # type: ignore[arg-type]
-
-
-def _sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
-    known, sweep = {field.name: field for field in fields}, {}
+def _read_sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
+    """Values by field, from all parts `field=value,value`."""
+    known = {field.name: field for field in fields if field.text}
+    sweep: dict[str, list] = {}
     for part in given:
         name, equals, text = part.partition("=")
         name = name.replace("-", "_")
@@ -171,31 +208,20 @@ def _sweep(given: tuple[str, ...], fields: list[Field]) -> dict[str, list]:
             raise Refused(f"--sweep {part!r} should read field=value,value")
         if name not in known:
             raise Refused.unknown("--sweep field", name, known)
-        sweep[name] = [_read(known[name], value) for value in text.split(",")]
+        if name in sweep:
+            raise Refused(f"--sweep has {name} twice; give all its values in one place")
+        sweep[name] = [_read_swept(known[name], value) for value in text.split(",")]
+        shown = [write_value(value) for value in sweep[name]]
+        for value in shown:
+            if shown.count(value) > 1:
+                raise Refused(f"--sweep {name} has {value} twice")
     return sweep
 
 
-def _read(field: Field, text: str) -> Any:
-    """One swept value; tuples are written 64x64."""
+def _read_swept(field: Field, text: str) -> Any:
     try:
-        if field.kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if field.kind in (int, float, str):
-            return field.kind(text)
-        if isinstance(field.default, tuple):
-            return tuple(type(field.default[0])(part) for part in text.split("x"))
-        return type(field.default)(text)
-    except (ValueError, KeyError):
-        kind = (
-            getattr(field.kind, "__name__", str(field.kind))
-            if not isinstance(field.default, tuple)
-            else "64x64"
-        )
-        raise Refused(
-            f"--sweep {field.name}: {text!r} is not a value for it; it takes {kind}, for example "
-            f"{write_value(field.default)}"
-        ) from None
-
-
-def write_value(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+        return field.read_one(text)
+    except ValueError as error:
+        optional = type(None) in get_args(field.kind) and get_origin(field.kind) is not tuple
+        example = "none" if optional else write_value(field.default)
+        raise Refused(f"--sweep {field.name}: {error}; write it like {example}") from None

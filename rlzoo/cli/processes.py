@@ -1,6 +1,7 @@
 """Running a command in several processes, and showing what was refused in one line."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -12,41 +13,49 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from rlzoo import machine
 from rlzoo.algorithm import Refused
-from rlzoo.cli.flags import Request
 
 GRACE_SECONDS = 10.0  # for process 0 to say what it was refused, once another worker has failed
+OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
+OUTSIDE |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENOMEM}
+"""errors of the file system that a traceback does not explain"""
+FULL = "No space left on device"
+"""said by libraries that wrap the error of a full disk in their own"""
 
 
-def spread(request: Request) -> int:
-    """Run this command in several processes, which share the members; the exit code of process 0,
-    which records."""
-    from rlzoo.run.options import run_folder
+# ---- several processes ---------------------------------------------------------------------------
 
+
+def workers(asked: int, members: int) -> int:
+    """How many processes to start: at most one for each member and core. Says so where it is
+    fewer than asked for."""
+    count = min(asked, members, machine.cores())
+    if count < asked:
+        has = f"{members} member{'s' * (members != 1)} and {machine.cores()} cores"
+        print(f"--processes {asked}: {count} for {has}", flush=True)
+    return count
+
+
+def spread(command: list[str], count: int) -> int:
+    """Run `python COMMAND` in `count` processes, which share the members; the exit code of process
+    0, which records."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    count, module = request.options["processes"], not sys.argv[0].endswith(".py")
-    folder = run_folder(Path(sys.argv[2] if module else sys.argv[0]).stem, request.config["env"])
-    command = [
-        sys.executable,
-        *(["-m", "rlzoo"] if module else sys.argv[:1]),
-        *sys.argv[1:],
-        *([] if request.options["out"] else ["--out", str(folder)]),
-    ]
     place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count - 1)]
-        env = os.environ | place
-        start = lambda i, **streams: subprocess.Popen(
-            command, env=env | {"JAX_PROCESS_ID": str(i)}, **streams
-        )
-        workers = [start(0), *(start(i, stdout=log, stderr=log) for i, log in enumerate(logs, 1))]
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the terminal sends it to every process: they save and stop
-        signal.signal(signal.SIGTERM, lambda number, frame: _send(workers, number))
-        return _wait(workers, logs)
+
+        def start(index: int, **streams: Any) -> subprocess.Popen:
+            env = os.environ | place | {"JAX_PROCESS_ID": str(index)}
+            return subprocess.Popen([sys.executable, *command], env=env, **streams)
+
+        started = [start(0), *(start(i, stdout=log, stderr=log) for i, log in enumerate(logs, 1))]
+        # the terminal sends SIGINT to every process: they save and stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: _send(started, number))
+        return _wait(started, logs)
 
 
 def _send(workers: list[subprocess.Popen], number: int) -> None:
@@ -64,9 +73,7 @@ def _wait(workers: list[subprocess.Popen], logs: list) -> int:
         for worker, log in zip(workers[1:], logs, strict=True)
         if worker.poll() not in fine
     }
-    if (
-        failed
-    ):  # process 0 says why where all refuse alike; otherwise it would wait for the others for ever
+    if failed:  # process 0 says why where all refuse alike; otherwise it would wait for ever
         with contextlib.suppress(subprocess.TimeoutExpired):
             workers[0].wait(GRACE_SECONDS)
     if workers[0].poll() is None:
@@ -85,20 +92,61 @@ def _wait(workers: list[subprocess.Popen], logs: list) -> int:
     return next((code for code in (code, *failed) if code >= 0), 1)
 
 
+# ---- errors --------------------------------------------------------------------------------------
+
+
 class plain_errors:
-    """Shows what was refused in one line, and exits with 2."""
+    """Shows in one line what was refused, and what the file system did not do; exits with 2 then.
+
+    Ends in silence where nobody reads the output any more, as in `rlzoo list | head`.
+    """
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        refused = isinstance(error, (Refused, MemoryError))
-        if refused:
-            print(f"error: {error}", file=sys.stderr)
-        if error and not isinstance(error, SystemExit) and "JAX_COORDINATOR_ADDRESS" in os.environ:
-            if not refused:
+        unread = isinstance(error, BrokenPipeError)
+        try:
+            if not unread:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            unread = True
+        if unread:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own flush at the end
+        text = "" if unread else _in_one_line(error)
+        if text:
+            print(f"error: {text}", file=sys.stderr)
+        ends = isinstance(error, SystemExit)
+        if error and not ends and "JAX_COORDINATOR_ADDRESS" in os.environ:
+            if not text and not unread:
                 traceback.print_exception(error)
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(2 if refused else 1)  # an ordinary exit would wait for the other processes
-        if refused:
+            os._exit(2 if text else 1)  # an ordinary exit would wait for the other processes
+        if text:
             sys.exit(2)
+        if unread:
+            sys.exit(error.code if ends else 1)
+
+
+def _in_one_line(error: BaseException | None) -> str:
+    """What to say of an error that needs no traceback; empty for others."""
+    if isinstance(error, Refused | MemoryError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OUTSIDE and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return FULL if isinstance(error, Exception) and FULL in str(error) else ""
+
+
+def check_target(path: Path) -> Path:
+    """`path`, in a folder that is made for it: a file that can be written. To be asked before the
+    work is done, not after it. Raises `Refused`."""
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from None
+    return path

@@ -1,37 +1,36 @@
 """`--solve`: solving given states with a trained network.
 
-    python algorithms/qstar.py --env cube3 --solve FILE.npz --out DIR      (states of a file)
-    python algorithms/qstar.py --env cube3 --solve scramble:20 --count 5   (20 moves from the goal)
+    rlzoo solve qstar FILE.npz --env cube3 --out DIR       (states of a file)
+    rlzoo solve qstar scramble:20 --env cube3 --count 5    (20 moves from the goal)
+    python algorithms/qstar.py --env cube3 --solve scramble:20
 
 The network comes from a run (`--run`) or from the weights that rlzoo ships. Each state gives a line
 on the terminal and a row in DIR/solutions.csv, written at once; its moves are the actions' names,
 in order.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from rlzoo import machine
 from rlzoo import search as searches
 from rlzoo.algorithm import Refused
-from rlzoo.cli.flags import docs
+from rlzoo.cli.parsing import Field, arguments, fields_of, parse
 from rlzoo.run.options import run_folder
 from rlzoo.suites import registry
 from rlzoo.tools import solve
 from rlzoo.tools.solve import Options
 
 
-def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> None:
+def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: str) -> None:
     """The command line."""
     path = Path(inspect.getsourcefile(make) or "")
-    options, own = _parse(solver, argv, path.name)
+    options, own = _parse(solver, argv, prog)
     if not 0 <= options.weight <= 1:
         raise Refused(f"--weight is {options.weight}; it must be between 0 and 1")
     for name in ("batch", "node_limit", "max_generated", "count"):
@@ -40,7 +39,7 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
     env = registry.make(options.env)
     puzzle = searches.puzzle_of(env)
     states, known = solve.states(options, puzzle)
-    out = Path(options.out) if options.out else run_folder(path.stem, options.env)
+    out = options.out or run_folder(path.stem, options.env)
     if (out / "solutions.csv").exists():
         raise Refused(f"{out} holds solutions.csv already; choose another --out")
     machine.keep_compiled()
@@ -62,37 +61,17 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str]) -> Non
         raise Refused(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
 
-def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict]:
+def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict[str, Any]]:
     """Flags of every search, and those that are this solver's own keyword arguments."""
-    given = {name for name in inspect.signature(solver).parameters}
-    own = {
-        name: p.default
+    docs = arguments(solver)
+    own = [
+        Field(name, type(p.default), p.default, docs.get(name, ""))
         for name, p in inspect.signature(solver).parameters.items()
         if p.default is not p.empty and name != "batch"
-    }
-    about = {
-        line.split(":")[0].strip(): line.split(":", 1)[1].strip()
-        for line in (solver.__doc__ or "").splitlines()
-        if line.split(":")[0].strip() in given
-    }
-    fields = [
-        (f.name, Annotated[f.type, tyro.conf.arg(help=doc)], f.default)
-        for f, doc in zip(dataclasses.fields(Options), docs(Options), strict=True)
     ]
-    fields += [
-        (name, Annotated[type(value), tyro.conf.arg(help=about.get(name, ""))], value)
-        for name, value in own.items()
-    ]
-    Args = dataclasses.make_dataclass("Args", fields)
-    chosen = dict(vars(tyro.cli(Args, args=_with_value(argv), prog=prog, description=__doc__)))
-    return Options(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Options)}), chosen
-
-
-def _with_value(argv: list[str]) -> list[str]:
-    """`--solve --help` is a question, too."""
-    place = argv.index("--solve") + 1 if "--solve" in argv else 0
-    return (
-        argv[:place] + ["?"] + argv[place:]
-        if place and argv[place : place + 1] in (["--help"], ["-h"])
-        else argv
-    )
+    groups = {"every search": fields_of(Options), "this one": own}
+    given = parse(argv, prog, __doc__ or "", groups)
+    mine = {field.name: given.pop(field.name, field.default) for field in own}
+    if not given.get("solve"):
+        raise Refused("--solve takes a file of states, or scramble:MOVES")
+    return Options(**given), mine

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,12 @@ from rlzoo.run.loading import trained
 from rlzoo.run.record import Record
 from rlzoo.run.trees import named
 
-WEIGHTS = Path(__file__).resolve().parent.parent.parent / "results" / "qstar" / "weights"
-
-
+PACKAGE = Path(__file__).resolve().parent.parent
+WEIGHTS = next(  # inside the package where it is installed, in results/ in a clone
+    path
+    for path in (PACKAGE / "weights", PACKAGE.parent / "results" / "qstar" / "weights")
+    if path.is_dir() or path.parent.name == "qstar"
+)
 FIELDS = (
     "index",
     "status",
@@ -42,7 +44,7 @@ class Options:
     """the puzzle"""
     run: str | None = None
     """run directory with the trained network; by default the weights that rlzoo ships"""
-    out: str | None = None
+    out: Path | None = None
     """where solutions.csv goes; by default runs/<algorithm>/<env>/<time>"""
     weight: float = 0.6
     """of the cost so far against the estimate, in [0, 1]: 1 seeks the shortest way, 0 any way"""
@@ -162,7 +164,7 @@ def shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any)
         have = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.npz"))) or "none"
         raise Refused(
             f"rlzoo ships no weights for {algorithm} on {env_id} (it has {have}); train a network "
-            f"(python {sys.argv[0]} --env {env_id}) and give its --run"
+            f"(rlzoo train {algorithm} --env {env_id}) and give its --run"
         )
     return load(path, make, Config, env)
 
