@@ -341,7 +341,7 @@ class Ensemble:
             bounds if self.learn_bounds and not self.deterministic else 0.0
         ), fit
 
-    # ---- inside: fitting ----------------------------------------------------------------------------------
+    # ---- inside: fitting -------------------------------------------------------------------------
 
     def _split(self, key: Array, rows: "_Rows", size: Array) -> "_Data":
         held = jnp.clip((self.holdout * size).astype(jnp.int32), 1, self.max_holdout)
@@ -436,7 +436,7 @@ class Ensemble:
         )
         return unravel(vector), opt_state, total / data.trained
 
-    # ---- inside: the network ------------------------------------------------------------------------------
+    # ---- inside: the network ---------------------------------------------------------------------
 
     def _init(self, key: Array) -> Params:
         outputs = (self.obs_dim + 1) * (1 if self.deterministic else 2)

@@ -80,7 +80,7 @@ class Env:
     termination: Callable | None = None
     """`rule(next_obs, params) -> bool [...]`, where it is known how a step terminates"""
 
-    # ---- facts --------------------------------------------------------------------------------------------
+    # ---- facts -----------------------------------------------------------------------------------
 
     @property
     def max_steps(self) -> int:
@@ -136,6 +136,11 @@ class Env:
         reward, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
         return Transition(obs, action, reward, flag, flag, obs)
 
+    def flatten(self, obs: Any) -> jax.Array:
+        """Observations [..., *obs_shape] as vectors [..., size]."""
+        leading = obs.shape[: obs.ndim - len(self.obs_shape)]
+        return obs.reshape(*leading, -1)
+
     def terminates(self, obs: Any, action: Any, next_obs: Any) -> jax.Array:
         """Whether steps terminate, told from observations alone: bool [...]. For rollouts in a
         learnt model. Raises `Refused` where no such rule is known."""
@@ -166,7 +171,7 @@ class Env:
             param_axes=axes if batched else None,
         )
 
-    # ---- stepping -----------------------------------------------------------------------------------------
+    # ---- stepping --------------------------------------------------------------------------------
 
     def reset(self, key: jax.Array, num_envs: int) -> EnvState:
         """Start `num_envs` episodes."""
@@ -304,7 +309,7 @@ class Env:
             return jax.random.randint(key, (), 0, self.num_actions)
         return jax.random.uniform(key, self.action_space.shape, minval=-1.0, maxval=1.0)
 
-    # ---- without auto-reset -------------------------------------------------------------------------------
+    # ---- without auto-reset ----------------------------------------------------------------------
 
     def starts(self, keys: jax.Array) -> tuple:
         """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
@@ -326,7 +331,7 @@ class Env:
 
         return self._over_envs(one)(keys, inner, action)
 
-    # ---- inside -------------------------------------------------------------------------------------------
+    # ---- inside ----------------------------------------------------------------------------------
 
     def _over_envs(self, one: Callable) -> Callable:
         """Map over environments all arguments but the last, `params`, which is mapped where it
