@@ -1,362 +1,416 @@
-"""What every file in algorithms/ must do, on a tiny environment."""
+"""What every file in algorithms/ must do, on a tiny environment or data set.
+
+Nothing here knows a file by its name: its docstring's `Kind:` and its Config say what it needs.
+"""
 
 import ast
 import dataclasses
+import io
 import json
 import re
+import tokenize
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import probes  # noqa: F401  (registers the probe environments)
 import pytest
+import tiny_data
 from together import quick_jit
 
 import rlzoo
 from rlzoo.cli import flags
 from rlzoo.run.files import load_module
-from rlzoo.tools import collect
+from rlzoo.run.members import Member
+from rlzoo.run.options import Options
+from rlzoo.run.program import Program
+from rlzoo.run.trees import is_key, named
 
-# Sizes that make a file's program tiny; a file that is not named here runs on its defaults.
 TINY = {
-    "ppo": dict(
-        env="probe-action",
-        total_steps=48,
-        num_envs=2,
-        num_steps=8,
-        epochs=1,
-        minibatches=2,
-        hidden=(4,),
-    ),
-    "dqn": dict(
-        env="probe-action",
-        total_steps=12,
-        num_envs=2,
-        buffer_size=40,
-        batch_size=4,
-        learning_starts=6,
-        target_every=4,
-        hidden=(4,),
-    ),
-    "hl_gauss": dict(
-        env="probe-action",
-        total_steps=12,
-        num_envs=2,
-        buffer_size=40,
-        batch_size=4,
-        learning_starts=6,
-        target_every=4,
-        hidden=(4,),
-        bins=5,
-        v_min=-2.0,
-        v_max=2.0,
-    ),
-    "pqn": dict(
-        env="probe-action",
-        total_steps=48,
-        num_envs=2,
-        num_steps=8,
-        epochs=1,
-        minibatches=2,
-        hidden=(4,),
-        loss="hl_gauss",
-        bins=5,
-        v_min=-2.0,
-        v_max=2.0,
-    ),
-    "offline_dqn": dict(
-        env="probe-action",
-        total_steps=6,
-        batch_size=4,
-        target_every=2,
-        hidden=(4,),
-        bins=5,
-        v_min=-2.0,
-        v_max=2.0,
-    ),
-    "sac": dict(
-        env="probe-action-continuous",
-        total_steps=12,
-        num_envs=2,
-        batch_size=4,
-        learning_starts=6,
-        hidden=(4,),
-    ),
-    "td3": dict(
-        env="probe-action-continuous",
-        total_steps=12,
-        num_envs=2,
-        batch_size=4,
-        learning_starts=6,
-        hidden=(4,),
-    ),
-    **{
-        name: dict(
-            env="lights-out2",
-            total_steps=12,
-            batch_size=4,
-            block_steps=8,
-            warmup_steps=4,
-            scramble=3,
-            first=4,
-            width=4,
-            blocks=1,
-            eval_moves=2,
-        )
-        for name in ("qstar", "astar")
-    },
+    "num_envs": 2,
+    "num_steps": 8,
+    "num_epochs": 1,
+    "num_minibatches": 2,
+    "updates_per_step": 1,
+    "hidden": (4,),
+    "buffer_size": 40,
+    "batch_size": 4,
+    "learning_starts": 6,
+    "target_every": 4,
+    "num_bins": 5,
+    "v_min": -2.0,
+    "v_max": 2.0,
+    # searches
+    "warmup_steps": 4,
+    "copy_every": 8,
+    "scramble": 3,
+    "first_width": 4,
+    "width": 4,
+    "num_blocks": 1,
+    "eval_moves": 2,
 }
-CALLS = {"dqn": 6, "hl_gauss": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
-OFFLINE = ("offline_dqn",)  # these learn from a data set, here of random actions
-SEARCH = ("qstar", "astar")  # these take a puzzle, and search
+"""Values that make a program tiny, by the names of fields."""
+LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
+KINDS = ["online", "offline", "imitation", "model-based", "search", "tabular", "games"]
+ACTIONS = ["discrete", "continuous", "discrete and continuous"]
+SECTIONS = ["networks", "state", "losses", "algorithm"]
+VARIANTS: set[str] = {"make"}
+"""Top-level functions that have one name in several files, and another text on purpose."""
+
+ALL = flags.names()
 
 
 # ---- the file, read ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", flags.names())
-def test_file(name):
+class Kind(NamedTuple):
+    how: str
+    learns: str
+    actions: str
+
+
+def kind_of(name):
+    line = re.search(r"^Kind: (.+)$", flags.read(flags.find(name)).doc, re.M)
+    assert line, f"{name}.py does not say its Kind"
+    return Kind(*[part.strip() for part in line[1].split(",")])
+
+
+def code_lines(text):
+    """Numbers of the lines that hold code, without docstrings, comments and blank lines."""
+    docs = set()
+    for node in ast.walk(ast.parse(text)):
+        for statement in (
+            getattr(node, "body", None) if isinstance(getattr(node, "body", None), list) else []
+        ):
+            value = getattr(statement, "value", None)
+            if isinstance(statement, ast.Expr) and isinstance(value, ast.Constant):
+                docs |= {*range(statement.lineno, statement.end_lineno + 1)}
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (*silent, tokenize.ENDMARKER) and token.start[0] not in docs:
+            found |= {*range(token.start[0], token.end[0] + 1)}
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_docstring(name):
+    doc = ast.get_docstring(ast.parse(flags.find(name).read_text()))
+    lines = doc.splitlines()
+    assert re.match(r"[A-Z][\w+* /().-]*: \S", lines[0]), "it starts with 'NAME: what it is'"
+    labels = re.findall(r"^([A-Z][a-z]+):", "\n".join(lines[1:]), re.M)
+    assert labels == LABELS
+    assert len(lines) <= 25
+    assert f"python algorithms/{name}.py" in doc
+    kind = kind_of(name)
+    assert kind.how in KINDS and kind.actions in ACTIONS
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_order_and_size(name):
     path = flags.find(name)
     text, tree = path.read_text(), ast.parse(path.read_text())
-    assert len(text.splitlines()) <= 400
-    doc = ast.get_docstring(tree)
-    assert re.match(r"[A-Z][\w+* /().-]*: \S", doc.splitlines()[0]), (
-        "the docstring starts with 'NAME: what it is'"
-    )
-    assert f"python algorithms/{name}.py" in doc and "Metrics:" in doc
-
-    source = flags.read(path)
-    assert all(field.doc for field in source.fields), "every field has a docstring"
-
+    assert len(code_lines(text)) <= 400
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(field.doc for field in flags.read(path).fields), "every field has a docstring"
+    search = kind_of(name).how == "search"
     dividers = re.findall(r"^# -{2,} (.+?) -+$", text, re.M)
-    assert dividers == [
-        "networks",
-        "state",
-        "losses",
-        "algorithm",
-        *["search"] * (name in SEARCH),
-    ], dividers
-    at = [
-        text.index("class Config"),
-        *(text.index(f"# ---- {d} ") for d in dividers[:4]),
-        text.index("\ndef make("),
-        *(text.index(f"# ---- {d} ") for d in dividers[4:]),
-        text.index('\nif __name__ == "__main__":'),
-    ]
-    assert at == sorted(at)
-    assert (
-        ast.unparse(tree.body[-1].body[0])
-        == f"rlzoo.main(make, Config{', solver' * (name in SEARCH)})"
-    )
+    assert dividers == [*SECTIONS, *["search"] * search]
+    places = [text.index("class Config")]
+    places += [text.index(f"# ---- {section} ") for section in SECTIONS]
+    places += [text.index("\ndef make(")]
+    places += [text.index(f"# ---- {section} ") for section in dividers[len(SECTIONS) :]]
+    places += [text.index('\nif __name__ == "__main__":')]
+    assert places == sorted(places)
+    ending = f"rlzoo.main(make, Config{', solver' * search})"
+    assert ast.unparse(tree.body[-1].body[0]) == ending
 
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    ]
-    others = set(flags.names()) - {name}
+
+@pytest.mark.parametrize("name", ALL)
+def test_imports_no_other_algorithm_and_no_wing(name):
+    tree = ast.parse(flags.find(name).read_text())
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    wings = [f"rlzoo.{wing}" for wing in ("algorithms", "suites", "run", "report", "tools", "cli")]
     for module in modules:
-        assert not module.startswith(("rlzoo.algorithms", "algorithms")) and module not in others, (
-            module
-        )
-    assert all(node.level == 0 for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+        assert not module.startswith(("algorithms", *wings)) and module not in ALL, module
+
+
+def test_same_name_same_text():
+    """A function that several files have is the same in all of them."""
+    texts = defaultdict(dict)
+    for name in ALL:
+        for node in ast.parse(flags.find(name).read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                texts[node.name][name] = ast.unparse(node)
+    unlike = {
+        function: sorted(files)
+        for function, files in texts.items()
+        if len(set(files.values())) > 1 and function not in VARIANTS
+    }
+    assert not unlike
+    assert {*VARIANTS} <= {*texts}, "a variant that there is not"
 
 
 # ---- the algorithm, run --------------------------------------------------------------------------
 
 
+class Tiny(NamedTuple):
+    module: Any
+    config: Any
+    env: Any
+    dataset: Any
+    kind: Kind
+
+    def make(self, config=None):
+        return self.module.make(config or self.config, self.env, self.dataset)
+
+    @property
+    def steps(self):
+        """(step, enter, calls) of each stage; without stages, of training."""
+        algorithm = self.make()
+        if not algorithm.stages:
+            return [(lambda alg: alg.step, None, 6)]
+        return [
+            (lambda alg, i=i: alg.stages[i].step, stage.enter, min(stage.calls, 3))
+            for i, stage in enumerate(algorithm.stages)
+        ]
+
+
+def tiny(name):
+    module, kind = load_module(flags.find(name)), kind_of(name)
+    continuous = kind.actions == "continuous"
+    env = "probe-action-continuous" if continuous else "probe-action"
+    env = "lights-out2" if kind.how == "search" else env
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    values = {field: value for field, value in TINY.items() if field in fields}
+    config = module.Config(**values | {"env": env})
+    dataset = None
+    if kind.how in ("offline", "imitation"):
+        dataset = tiny_data.continuous() if continuous else tiny_data.discrete()
+    found = Tiny(module, config, rlzoo.make(env), dataset, kind)
+    if hasattr(config, "total_steps"):
+        steps = 6 * found.make().steps_per_call
+        found = found._replace(config=dataclasses.replace(config, total_steps=steps))
+    return found
+
+
+def rates(config):
+    """The field that tells members apart."""
+    return [f.name for f in dataclasses.fields(config) if "learning_rate" in f.name][:1]
+
+
 @pytest.fixture(scope="module")
-def seen():
+def ran():
     """What is compiled once for each file."""
     return {}
 
 
-def tiny(name):
-    module = load_module(flags.find(name))
-    config = dataclasses.replace(module.Config(), **TINY.get(name, {}))
-    return (
-        module,
-        config,
-        rlzoo.make(config.env),
-        collect.random(config.env, 50) if name in OFFLINE else None,
-    )
+def members_of(name, ran):
+    """Three members after a few calls of every stage; and once more, as run again.
 
-
-def two_members(name, seen):
-    """Two members, told apart by seed and learning rate, after a few calls; and both once more, as
-    run again."""
-    if name in seen:
-        return seen[name]
-    module, config, env, data = tiny(name)
-    rates = [field.name for field in dataclasses.fields(config) if "learning_rate" in field.name][
-        :1
-    ]
+    The second has another seed than the first, the third another learning rate.
+    """
+    if name in ran:
+        return ran[name]
+    found = tiny(name)
+    seeds, given = jnp.array([0, 1, 0]), jnp.array([1e-2, 1e-2, 1e-4])
 
     def of(rate):
-        return module.make(dataclasses.replace(config, **{key: rate for key in rates}), env, data)
+        values = {field: rate for field in rates(found.config)}
+        return found.make(dataclasses.replace(found.config, **values))
 
-    def run(seeds, rates):
-        states = jax.vmap(lambda s, r: of(r).init(jax.random.key(s)))(seeds, rates)
-        first = jax.vmap(lambda s, r: of(r).policy(s))(states, rates)
-        body = lambda states, t: jax.vmap(lambda s, r: of(r).step(s, t))(states, rates)
-        last, metrics = jax.lax.scan(
-            body, states, jnp.arange(CALLS.get(name, 3))
-        )  # scan refuses changed specs
-        obs = (
-            jnp.linspace(-1, 1, 64 * int(np.prod(env.obs_shape)))
-            .reshape(64, *env.obs_shape)
-            .astype(env.obs_dtype)
-        )
-        actions = jax.vmap(lambda s, r: of(r).act(of(r).policy(s), obs, jax.random.key(0)))(
-            last, rates
-        )
-        return states, first, last, metrics, actions
+    def each(function, states):
+        return jax.vmap(lambda state, rate: function(of(rate), state))(states, given)
 
-    compiled = quick_jit(run)
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    raw = lambda out: jax.tree.map(
-        lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), out
-    )
-    seeds, rates_given = (
-        jnp.array([0, 1, 0]),
-        jnp.array([1e-2, 1e-2, 1e-4]),
-    )  # the third: seed 0 at another rate
-    seen[name] = [raw(compiled(seeds, rates_given)) for _ in range(2)], (module, config, env, data)
-    return seen[name]
+    def start():
+        return jax.vmap(lambda seed, rate: of(rate).init(jax.random.key(seed)))(seeds, given)
+
+    def run_stage(step_of, calls, states):
+        def body(states, t):
+            return each(lambda alg, state: step_of(alg)(state, t), states)
+
+        return jax.lax.scan(body, states, jnp.arange(calls))  # refuses changed shapes
+
+    def act(states):
+        shape = (64, *found.env.obs_shape)
+        obs = jnp.linspace(-1, 1, int(np.prod(shape))).reshape(shape).astype(found.env.obs_dtype)
+        key = jax.random.key(0)
+        return each(lambda alg, state: alg.act(alg.policy(state), obs, key), states)
+
+    def policies(states):
+        return each(lambda alg, state: alg.policy(state), states)
+
+    def run():
+        states = quick_jit(start)()
+        first, metrics = policies(states), {}
+        for step_of, enter, calls in found.steps:
+            if enter:
+                states = enter(jax.device_get(states), [found.config] * 3)
+            states, more = quick_jit(lambda s, f=step_of, n=calls: run_stage(f, n, s))(states)
+            metrics |= more
+        remembers = found.make().memory is not None
+        return raw((first, states, metrics, None if remembers else quick_jit(act)(states)))
+
+    ran[name] = run(), run(), found
+    return ran[name]
 
 
-def floats(tree, member):
-    return [x[member] for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+def raw(tree):
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
 
 
 def differ(tree, i, j):
-    return any(
-        not np.array_equal(a, b) for a, b in zip(floats(tree, i), floats(tree, j), strict=True)
-    )
+    leaves = [x for x in jax.tree.leaves(tree) if x.dtype.kind == "f" and x.ndim]
+    return any(not np.array_equal(x[i], x[j]) for x in leaves)
 
 
-@pytest.mark.parametrize("name", flags.names())
+@pytest.mark.parametrize("name", ALL)
 def test_make_is_cheap_and_pure(name):
-    module, config, env, data = tiny(name)
-    jaxprs = []
-    for _ in range(2):
-        alg = module.make(config, env, data)
-        if alg.step is None:
-            pytest.skip(f"{name} has stages")
-        state = jax.eval_shape(alg.init, jax.random.key(0))
-        jaxprs.append(
-            re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(alg.step)(state, jnp.int32(0))))
-        )
-        after, metrics = jax.eval_shape(alg.step, state, jnp.int32(0))
+    found = tiny(name)
+    alg = found.make()
+    state = jax.eval_shape(alg.init, jax.random.key(0))
+    for step_of, enter, _ in found.steps:
+        if enter is not None:
+            continue  # its state comes from the host
+        texts = []
+        for _ in range(2):
+            jaxpr = jax.make_jaxpr(step_of(found.make()))(state, jnp.int32(0))
+            texts.append(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)))
+        assert texts[0] == texts[1]
+        after, metrics = jax.eval_shape(step_of(alg), state, jnp.int32(0))
         assert jax.tree.structure(after) == jax.tree.structure(state)
         assert jax.tree.leaves(after) == jax.tree.leaves(state)  # shapes, dtypes, weak types
-    assert jaxprs[0] == jaxprs[1]
-    for key, value in metrics.items():
-        parts = value if isinstance(value, tuple) else (value,)
-        assert len(parts) in (1, 2) and all(jnp.shape(x) == () for x in parts), key
+        for metric, value in metrics.items():
+            parts = value if isinstance(value, tuple) else (value,)
+            assert len(parts) in (1, 2) and all(jnp.shape(x) == () for x in parts), metric
+            assert re.match(r"(loss|train|eval)/\w+$", metric), f"{metric} is no metric's name"
     assert alg.steps_per_call > 0
-    rollout = (
-        [config.num_envs * getattr(config, "num_steps", 1)] if hasattr(config, "num_envs") else []
-    )
-    assert alg.steps_per_call in rollout or not rollout
+    if hasattr(found.config, "num_envs") and not alg.stages:
+        length = getattr(found.config, "num_steps", 1)
+        assert alg.steps_per_call == found.config.num_envs * length
 
 
-@pytest.mark.parametrize("name", flags.names())
-def test_steps_of_members(name, seen):
-    (once, again), (_, _, env, data) = two_members(name, seen)
-    _, policy, last, metrics, actions = once
+@pytest.mark.parametrize("name", ALL)
+def test_members(name, ran):
+    once, again, found = members_of(name, ran)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
         assert a.tobytes() == b.tobytes()  # the same bits twice
-    assert all(
-        np.isfinite(x).all() for x in jax.tree.leaves((last, metrics)) if x.dtype.kind == "f"
-    )
-    assert differ(policy, 0, 1), "another seed, other parameters"
-    assert not differ(policy, 0, 2), "the same seed, the same parameters"
-    learnt = last.variables if name in SEARCH else last.params
-    assert differ(learnt, 0, 2), "another learning rate, other parameters: nothing is baked in"
+    first, last, metrics, actions = once
+    floats = [x for x in jax.tree.leaves((last, metrics)) if x.dtype.kind == "f"]
+    assert all(np.isfinite(x).all() for x in floats)
+    assert differ(first, 0, 1), "another seed, other parameters"
+    assert not differ(first, 0, 2), "the same seed, the same parameters"
+    if rates(found.config):
+        assert differ(last, 0, 2), "another learning rate, other parameters"
+    if hasattr(last, "env"):
+        drawn = jax.tree.leaves(last.env)
+        assert any(not np.array_equal(x[0], x[1]) for x in drawn), "other seeds act otherwise"
+    if actions is None:
+        return
     # one action for each observation, as the environment takes them
-    shape = () if env.discrete else env.action_space.shape
-    assert actions.shape == (3, 64, *shape)
-    assert np.issubdtype(actions.dtype, np.integer if env.discrete else np.floating)
+    env = found.env
+    assert actions.shape == (3, 64, *(() if env.discrete else env.action_space.shape))
+    assert actions.dtype.kind == ("i" if env.discrete else "f")
     if env.discrete:
         assert actions.min() >= 0 and actions.max() < env.num_actions
-    if data is None:
-        drawn = last.key if name in SEARCH else last.env
-        assert any(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(drawn)), (
-            "other seeds act otherwise"
-        )
 
 
-@pytest.mark.parametrize("name", flags.names())
-def test_act_takes_one_observation_and_is_the_same_for_many(name, seen):
-    (once, _), (module, config, env, data) = two_members(name, seen)
-    alg = module.make(config, env, data)
-    if alg.memory:
-        pytest.skip(f"{name} remembers")
-    policy = jax.eval_shape(lambda key: alg.policy(alg.init(key)), jax.random.key(0))
-    one, many = (
-        jax.eval_shape(
-            alg.act,
-            policy,
-            jax.ShapeDtypeStruct((*lead, *env.obs_shape), env.obs_dtype),
-            jax.random.key(0),
-        )
-        for lead in ((), (5,))
-    )
-    shape = () if env.discrete else env.action_space.shape
-    assert one.shape == shape and many.shape == (5, *shape) and one.dtype == many.dtype
-    trained = jax.tree.map(lambda x: x[0], alg.policy(once[2]))
+@pytest.mark.parametrize("name", ALL)
+def test_act_takes_one_observation_and_is_the_same_for_many(name, ran):
+    once, _, found = members_of(name, ran)
+    alg, env, key = found.make(), found.env, jax.random.key(0)
+    trained = jax.tree.map(lambda x: x[0], alg.policy(once[1]))
     obs = jnp.zeros((5, *env.obs_shape), env.obs_dtype)
-    key = jax.random.key(0)
-    np.testing.assert_allclose(
-        alg.act(trained, obs, key)[0], alg.act(trained, obs[0], key), rtol=1e-5
-    )
+    shape = () if env.discrete else env.action_space.shape
+    if alg.memory:
+        action, memory = alg.act(trained, alg.memory(trained), obs[0], jnp.float32(0), key)
+        assert action.shape == shape
+        assert jax.tree.structure(memory) == jax.tree.structure(alg.memory(trained))
+        return
+    one, many = alg.act(trained, obs[0], key), alg.act(trained, obs, key)
+    assert one.shape == shape and many.shape == (5, *shape) and one.dtype == many.dtype
+    np.testing.assert_allclose(many[0], one, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", flags.names())
+@pytest.mark.parametrize("name", ALL)
 def test_every_float_of_config_may_be_traced(name):
-    module, config, env, data = tiny(name)
-    init = lambda config, key: module.make(config, env, data).init(key)
-    step = lambda config, state, t: module.make(config, env, data).step(state, t)
-    leaves = jax.tree.map(lambda _: jax.ShapeDtypeStruct((3,), jnp.float32), config)
+    found = tiny(name)
+
+    def whole(config, key):
+        """The first stage's first call, from the start."""
+        alg = found.make(config)
+        state = alg.init(key)
+        for step_of, _, _ in found.steps[:1]:
+            state, metrics = step_of(alg)(state, jnp.int32(0))
+        return state, metrics
+
+    leaves = jax.tree.map(lambda _: jax.ShapeDtypeStruct((3,), jnp.float32), found.config)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
-    state = jax.eval_shape(jax.vmap(init), leaves, keys)
-    jaxpr = jax.make_jaxpr(jax.vmap(step, (0, 0, None)))(leaves, state, jnp.int32(0)).jaxpr
-    used = {id(var) for eqn in jaxpr.eqns for var in eqn.invars}
-    paths = [
-        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(leaves)[0]
-    ]
-    read = {path[1:] for path, var in zip(paths, jaxpr.invars, strict=False) if id(var) in used}
-    always = {"learning_rate", "loss_threshold" if name in SEARCH else "discount"}
-    assert always <= read  # others may belong to an option that is off
+    jaxpr = jax.make_jaxpr(jax.vmap(whole))(leaves, keys).jaxpr
+    used = {id(var) for equation in jaxpr.eqns for var in equation.invars}
+    read = {name for name, var in zip(named(leaves), jaxpr.invars, strict=False) if id(var) in used}
+    if rates(found.config):
+        assert {*rates(found.config)} <= read  # others may belong to an option that is off
     source = flags.find(name).read_text()
-    assert all(f"config.{path[1:]}" in source for path in paths), "a field that nothing reads"
+    unread = [field for field in named(leaves) if f"config.{field}" not in source]
+    assert not unread, "fields that nothing reads"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_its_bounds_refuse_a_wrong_sign(name):
+    found = tiny(name)
+    fields = dataclasses.fields(found.config)
+    bounded = [f for f in fields if not (f.metadata.keys() <= {"static"})]
+    assert len(bounded) >= 3, "fields declare their bounds"
+    for field in bounded:
+        value = -1.0 if isinstance(field.default, float) else -1
+        value = (-1,) if isinstance(field.default, tuple) else value
+        if field.metadata.get("least", field.metadata.get("above", 0)) < 0:
+            continue
+        config = dataclasses.replace(found.config, **{field.name: value})
+        with pytest.raises(rlzoo.Refused, match=field.name):
+            rlzoo.algorithm.clean(config)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_lowers_for_gpu_and_tpu(name):
+    """The training program is one that other devices take; none is needed to find out."""
+    found = tiny(name)
+    members = [Member(i, i, found.config, {}) for i in range(2)]
+    program = Program(
+        found.module.make, members, found.env, found.dataset, Options(seeds=2, devices=1), 0
+    )
+    for number, stage in enumerate(program.stages):
+        if stage.enter is None:
+            exported = program.export(number, ("cuda", "tpu"))
+            assert exported.platforms == ("cuda", "tpu")
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", flags.names())
+@pytest.mark.parametrize("name", ALL)
 def test_train(name, tmp_path):
-    module, config, _, data = tiny(name)
-    run = rlzoo.train(
-        module.make,
-        config,
-        data,
-        seeds=2,
-        out=str(tmp_path / "run"),
-        quiet=True,
-        eval_every=0,
-        eval_episodes=2,
-    )
+    found = tiny(name)
+    options = {"seeds": 2, "quiet": True, "eval_every": 0, "eval_episodes": 2}
+    out = tmp_path / "run"
+    run = rlzoo.train(found.module.make, found.config, found.dataset, out=str(out), **options)
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["status"] == run.summary["status"] == "done"
     assert [member["seed"] for member in summary["members"]] == [0, 1]
-    assert summary["score"]["name"] == ("eval/solved" if name in SEARCH else "eval/return")
-    assert all(
-        np.isfinite(member[summary["score"]["name"]]) and not member["diverged"]
-        for member in summary["members"]
-    )
-    (setting,) = summary[summary["score"]["name"]]
+    score = summary["score"]["name"]
+    assert score == found.make().score
+    for member in summary["members"]:
+        assert np.isfinite(member[score]) and not member["diverged"]
+    (setting,) = summary[score]
     assert setting["seeds"] == 2 and setting["diverged"] == 0 and setting["iqm"] is not None
-    assert summary["steps"] >= config.total_steps
+    assert summary["steps"] >= getattr(found.config, "total_steps", 1)
+    if found.dataset is not None and found.make().rollouts:
+        text = (run.dir / "metrics.csv").read_text()
+        assert "eval/score" in text.splitlines()[0], "the data set has reference scores"

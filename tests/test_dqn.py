@@ -38,9 +38,9 @@ def test_loss_is_the_numpy_reference(double, n_step, weighted):
         Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight
     )
     loss = lambda p, t, s: dqn.td_loss(p, t, s, lambda p, o: o @ p, dqn.Config(double=double))
-    (found, (error, value)), (grad, target_grad) = quick_jit(
-        jax.value_and_grad(loss, (0, 1), has_aux=True)
-    )(params, target_params, sample)
+    differentiated = quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (found, metrics), (grad, target_grad) = differentiated(params, target_params, sample)
+    error, value = metrics["error"], metrics["train/q"]
 
     expected, gradient = np.zeros(n), np.zeros((4, 3))
     for i in range(n):
@@ -107,7 +107,8 @@ def test_updates_start_with_learning_and_targets_are_copied_on_time(step):
         learning = t >= 5  # 20 steps of 4 environments
         assert equal(before.params, after.params) != learning
         assert equal(before.opt_state, after.opt_state) != learning
-        assert metrics[t]["loss/td"][1] == learning and metrics[t]["q"][1] == learning
+        assert metrics[t]["loss/td"].count == learning
+        assert metrics[t]["train/q"].count == learning
         assert equal(after.target_params, after.params if t % 3 == 0 else before.target_params)
         assert after.buffer.size == 4 * (t + 1)
     assert not equal(states[-1].params, states[-1].target_params)
@@ -120,7 +121,7 @@ def test_epsilon_falls_linearly(step, fraction):
     )
     _, metrics = step(config, 14)
     share = np.minimum(np.arange(14) / max(20 * fraction, 1e-6), 1.0)
-    np.testing.assert_allclose([m["epsilon"] for m in metrics], 0.9 - 0.8 * share, rtol=1e-5)
+    np.testing.assert_allclose([m["train/epsilon"] for m in metrics], 0.9 - 0.8 * share, rtol=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0])
@@ -174,7 +175,7 @@ VARIANTS = {
     "plain": {},
     "double": {"double": True},
     "3-step": {"n_step": 3},
-    "prioritised": {"prioritised": True},
+    "prioritized": {"prioritized": True},
 }
 
 
@@ -198,7 +199,7 @@ def test_values_of_the_probes(variant):
     assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
         1 - GAMMA
     )  # the bug this guards against
-    if variant == "prioritised":
+    if variant == "prioritized":
         tree = np.asarray(learnt.state.buffer.tree[0])[3, :800]
         assert (tree > 0).all() and len(np.unique(tree)) > 100  # the priorities follow the errors
         assert np.median(tree) < 0.5 * learnt.state.buffer.max_priority[3]
