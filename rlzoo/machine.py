@@ -61,7 +61,9 @@ def start_backend() -> None:
         )
     asked = os.environ.get("PJRT_NPROC", "")
     threads = int(asked) if asked.isdigit() else 1
-    os.environ["PJRT_NPROC"] = str(max(threads, _host_devices(jax.config.values["jax_num_cpu_devices"])))
+    os.environ["PJRT_NPROC"] = str(
+        max(threads, _host_devices(jax.config.values["jax_num_cpu_devices"]))
+    )
 
 
 def _host_devices(configured: int) -> int:

@@ -30,7 +30,7 @@ from rlzoo.tools.solve import Options
 def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: str) -> None:
     """The command line."""
     path = Path(inspect.getsourcefile(make) or "")
-    options, own = _parse(solver, argv, prog)
+    options, own = _parse(solver, argv, prog, path.stem)
     if not 0 <= options.weight <= 1:
         raise Refused(f"--weight is {options.weight}; it must be between 0 and 1")
     for name in ("batch", "node_limit", "max_generated", "count"):
@@ -50,7 +50,8 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
     )
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.policy)):
         raise Refused(
-            f"the network of {found.source} is not finite: its training has diverged; train it again"
+            f"the network of {found.source} is not finite: its training has diverged; train it "
+            "again"
         )
     search = solve.build(solver, found.config, puzzle, options, own).compile(found.policy)
     try:
@@ -61,7 +62,9 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
         raise Refused(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
 
-def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict[str, Any]]:
+def _parse(
+    solver: Callable, argv: list[str], prog: str, title: str
+) -> tuple[Options, dict[str, Any]]:
     """Flags of every search, and those that are this solver's own keyword arguments."""
     docs = arguments(solver)
     own = [
@@ -69,7 +72,7 @@ def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict[
         for name, p in inspect.signature(solver).parameters.items()
         if p.default is not p.empty and name != "batch"
     ]
-    groups = {"every search": fields_of(Options), "this one": own}
+    groups = {title: own, "every search": fields_of(Options)}
     given = parse(argv, prog, __doc__ or "", groups)
     mine = {field.name: given.pop(field.name, field.default) for field in own}
     if not given.get("solve"):

@@ -44,7 +44,8 @@ def check(options: Any) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise Refused(
-                f"--{flag} needs the package {package} ({error}): pip install 'rlzoo[{flag}]'"
+                f"--{flag} needs the package {package} ({error}): pip install 'rlzoo-jax[{flag}]' "
+                f"(in a clone: pip install -e '.[{flag}]')"
             ) from error
 
 
