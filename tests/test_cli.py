@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import toy
 
+import rlzoo as rlzoo_package
 from rlzoo import report
 from rlzoo.cli import commands, flags
 
@@ -88,11 +89,13 @@ def refused(answer, *parts):
         (["train", "ppo", "--help"], "--learning-rate"),
         (["train", TOY, "--help"], "where the parameters go"),
         (["train", "--help"], "usage: rlzoo train ALGORITHM"),
+        (["--version"], f"rlzoo {rlzoo_package.__version__}"),
+        (["--help"], "solve"),
     ],
 )
 def test_answers_without_jax(argv, expected):
     code = (
-        "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo import cli\n"
+        "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo.cli import commands\n"
         "try: commands.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
     )
     spent = lambda: sum(
@@ -233,11 +236,12 @@ def test_bad_values(rlzoo, tmp_path):
     )
     refused(
         rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate=fast"),
-        "'fast'",
-        "takes float",
+        "'fast' is not a number",
         "0.1",
     )
-    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5'", "takes int")
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5' is not a whole number"
+    )
     refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "hidden=a"), "'a'", "3x2")
     refused(
         rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate"),

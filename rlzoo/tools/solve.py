@@ -175,8 +175,8 @@ def from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(policy) != shapes(_spec(make, config, env)):
         raise Refused(
-            f"{run} holds a network of {record.description['algorithm']} for {config.env}, which is "
-            f"none for {env.id}; choose that algorithm and --env, or another --run"
+            f"{run} holds a network of {record.description['algorithm']} for {config.env}, which "
+            f"is none for {env.id}; choose that algorithm and --env, or another --run"
         )
     return Trained(config, policy, run)
 
