@@ -26,6 +26,8 @@ from rlzoo.suites import registry
 from rlzoo.tools import solve
 from rlzoo.tools.solve import Options
 
+MOST = 1_000_000  # states to solve by one command
+
 
 def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: str) -> None:
     """The command line."""
@@ -36,6 +38,10 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
     for name in ("batch", "node_limit", "max_generated", "count"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise Refused(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if (options.count or 1) > MOST:
+        raise Refused(f"--count is {options.count:,}; it must be at most {MOST:,}")
+    if not 0 <= options.seed < 2**32:
+        raise Refused(f"--seed is {options.seed}; seeds are 32-bit numbers")
     env = registry.make(options.env)
     puzzle = searches.puzzle_of(env)
     states, known = solve.states(options, puzzle)
@@ -73,6 +79,8 @@ def _parse(
         if p.default is not p.empty and name != "batch"
     ]
     groups = {title: own, "every search": fields_of(Options)}
+    if {"-h", "--help"} & {*argv}:  # also in the place of --solve's value
+        argv = ["--help"]
     given = parse(argv, prog, __doc__ or "", groups)
     mine = {field.name: given.pop(field.name, field.default) for field in own}
     if not given.get("solve"):

@@ -23,6 +23,7 @@ WEIGHTS = next(  # inside the package where it is installed, in results/ in a cl
     for path in (PACKAGE / "weights", PACKAGE.parent / "results" / "qstar" / "weights")
     if path.is_dir() or path.parent.name == "qstar"
 )
+LONGEST = 100_000  # moves of a scramble
 FIELDS = (
     "index",
     "status",
@@ -106,6 +107,8 @@ def states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.nda
             raise Refused(
                 f"--solve {options.solve!r} should read scramble:MOVES, for example scramble:20"
             )
+        if int(moves) > LONGEST:
+            raise Refused(f"--solve {options.solve}: a scramble has at most {LONGEST:,} moves")
         count = 1 if options.count is None else options.count
         made = puzzle.scramble(
             jax.random.key(options.seed), jnp.full(count, int(moves)), int(moves)
