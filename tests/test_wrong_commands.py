@@ -16,7 +16,22 @@ from rlzoo.cli import commands
 from rlzoo.run import record
 
 TOY = str(toy.__file__)
-NUMBERS = ["0", "-1", "1", "2.5", "1e6", "1e12", "1e30", "nan", "inf", "-1e-3", "many", "", "none"]
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2.5",
+    "1e6",
+    "1e12",
+    "9e18",
+    "1e30",
+    "nan",
+    "inf",
+    "-1e-3",
+    "many",
+    "",
+    "none",
+]
 FLAGS = {
     "--seeds": [*NUMBERS, "1e9"],
     "--seed": [*NUMBERS, "4294967295"],
@@ -54,7 +69,7 @@ FLAGS = {
     "--help": [None],
     "--": [None],
 }  # fmt: skip
-ALGORITHMS = [TOY, TOY, TOY, "offline_dqn", "pppo", "", "--", "{tmp}/file", "{tmp}/broken.py"]
+ALGORITHMS = [*12 * [TOY], "offline_dqn", "pppo", "", "--", "{tmp}/file", "{tmp}/broken.py"]
 NAMES = ["ppo", "pppo", "{tmp}/file", "{tmp}", "", "{tmp}/none", "CartPole-v1", "/proc/x"]
 TARGETS = ["{tmp}/file", "{tmp}/out.py", "{tmp}/out.npz", "/proc/x.npz", "{tmp}/file/x.py", ""]
 OTHERS = {

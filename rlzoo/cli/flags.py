@@ -75,7 +75,7 @@ def load_file(path: Path) -> Any:
 
     try:
         return load_module(path)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise Refused(f"{path} cannot be imported: {error}") from error
 
 
