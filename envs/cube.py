@@ -177,6 +177,11 @@ class Cube(Puzzle):
 
     def fault(self, state: np.ndarray) -> str:
         """`state` holds sticker ids as in the goal 0, 1, ..., whose colours are `id // side**2`."""
+        if state.max() < 6:
+            return (
+                f"these are colours, 0..5; stickers are numbered, 0..{self.size - 1}, and the "
+                f"colour of one is its number // {self.side**2}"
+            )
         if why := not_permutation(state):
             return why
         stays = np.flatnonzero((self.table == np.arange(self.size)).all(0))

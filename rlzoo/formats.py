@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
+from rlzoo import machine
 from rlzoo.algorithm import Refused
 from rlzoo.layouts import NAMES, Arrays, Unread
 
@@ -244,4 +245,4 @@ def _package(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise Refused(f"this needs the package {name}: pip install 'rlzoo[data]'") from None
+        raise Refused(f"this needs the package {name}: {machine.how_to_install('data')}") from None

@@ -74,6 +74,11 @@ def _host_devices(configured: int) -> int:
     return max(configured, *map(int, found), 1)
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra, from the package index and in a clone."""
+    return f"pip install 'rlzoo-jax[{extra}]' (in a clone: pip install -e '.[{extra}]')"
+
+
 def keep_compiled() -> None:
     """Keep compiled programs on disk: the next run with the same shapes starts at once. Where that
     cannot be, a line says why."""

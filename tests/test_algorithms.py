@@ -5,10 +5,8 @@ Nothing here knows a file by its name: its docstring's `Kind:` and its Config sa
 
 import ast
 import dataclasses
-import io
 import json
 import re
-import tokenize
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 import probes  # noqa: F401  (registers the probe environments)
 import pytest
 import tiny_data
+from sizes import code_lines
 from together import quick_jit
 
 import rlzoo
@@ -75,24 +74,6 @@ def kind_of(name):
     line = re.search(r"^Kind: (.+)$", flags.read(flags.find(name)).doc, re.M)
     assert line, f"{name}.py does not say its Kind"
     return Kind(*[part.strip() for part in line[1].split(",")])
-
-
-def code_lines(text):
-    """Numbers of the lines that hold code, without docstrings, comments and blank lines."""
-    docs = set()
-    for node in ast.walk(ast.parse(text)):
-        for statement in (
-            getattr(node, "body", None) if isinstance(getattr(node, "body", None), list) else []
-        ):
-            value = getattr(statement, "value", None)
-            if isinstance(statement, ast.Expr) and isinstance(value, ast.Constant):
-                docs |= {*range(statement.lineno, statement.end_lineno + 1)}
-    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    found = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (*silent, tokenize.ENDMARKER) and token.start[0] not in docs:
-            found |= {*range(token.start[0], token.end[0] + 1)}
-    return found
 
 
 @pytest.mark.parametrize("name", ALL)

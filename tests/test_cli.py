@@ -1,6 +1,9 @@
 """The command line: what it prints, what it refuses and how, what it leaves behind."""
 
+import errno
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -13,8 +16,10 @@ import numpy as np
 import pytest
 import toy
 
-from rlzoo import report
+import rlzoo as rlzoo_package
+from rlzoo import machine, report
 from rlzoo.cli import commands, flags
+from rlzoo.run import record
 
 TOY = str(toy.__file__)
 ROOT = Path(__file__).parents[1]
@@ -88,11 +93,13 @@ def refused(answer, *parts):
         (["train", "ppo", "--help"], "--learning-rate"),
         (["train", TOY, "--help"], "where the parameters go"),
         (["train", "--help"], "usage: rlzoo train ALGORITHM"),
+        (["--version"], f"rlzoo {rlzoo_package.__version__}"),
+        (["--help"], "solve"),
     ],
 )
 def test_answers_without_jax(argv, expected):
     code = (
-        "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo import cli\n"
+        "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo.cli import commands\n"
         "try: commands.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
     )
     spent = lambda: sum(
@@ -129,6 +136,67 @@ def test_help_describes_every_flag(rlzoo):
     ):
         assert flag in out, flag
     assert "transitions in each update" in out
+
+
+def test_list_groups_by_kind(rlzoo, monkeypatch, tmp_path):
+    config = "class Config:\n    env: str = rlzoo.static('CartPole-v1')\n"
+    texts = {
+        "a": "A: one thing\nover two lines.\n\nKind: online, value-based, discrete",
+        "b": "B.\n\nKind: offline, actor-critic, continuous",
+        "c": "C: no label.",
+    }
+    for name, doc in texts.items():
+        (tmp_path / f"{name}.py").write_text(f'"""{doc}\n"""\n{config}')
+    monkeypatch.setattr(flags, "ALGORITHMS", tmp_path)
+    _, out, _ = rlzoo("list")
+    assert out.splitlines() == [
+        "offline",
+        "  b  B. (actor-critic, continuous)",
+        "online",
+        "  a  A: one thing over two lines. (value-based, discrete)",
+        "other",
+        "  c  C: no label.",
+    ]
+
+
+def test_list_of_environments(rlzoo):
+    code, out, _ = rlzoo("list", "--envs")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 0
+    assert "CartPole-v1 observations [4] 2 discrete actions" in lines
+    assert "Pendulum-v1 observations [3] continuous actions [1]" in lines
+    assert "Breakout-MinAtar observations [10, 10, 4] 3 discrete actions" in lines
+    assert "hopper" in out and "halfcheetah" in out
+
+
+def test_nobody_reads_the_output():
+    """As in `rlzoo list | head -1`: no traceback, no word."""
+    for argv in (["list"], ["train", "ppo", "--help"], ["info", "ppo"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "rlzoo", *argv]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60)
+        os.close(write)
+        assert done.stderr == b"", done.stderr.decode()
+
+
+def test_solve_is_a_command_and_a_flag(rlzoo, monkeypatch, tmp_path):
+    from rlzoo.cli import solve
+
+    asked = []
+    monkeypatch.setattr(solve, "main", lambda make, Config, solver, argv, prog: asked.append(argv))
+    rlzoo("solve", "qstar", "scramble:3", "--env", "tile8")
+    rlzoo("train", "qstar", "--solve", "scramble:3", "--env", "tile8")
+    rlzoo("solve", "qstar", "--solve=scramble:3", "--env", "tile8")
+    assert asked == [
+        ["--solve", "scramble:3", "--env", "tile8"],
+        ["--solve", "scramble:3", "--env", "tile8"],
+        ["--solve=scramble:3", "--env", "tile8"],
+    ]
+    refused(rlzoo("solve", "ppo", "scramble:3"), "ppo does not search")
+    refused(rlzoo("train", "ppo", "--solve", "scramble:3"), "ppo does not search")
+    code, out, _ = rlzoo("solve")
+    assert code == 2 and out.startswith("usage: rlzoo solve ALGORITHM")
 
 
 def test_read_sees_what_the_class_says():
@@ -233,11 +301,12 @@ def test_bad_values(rlzoo, tmp_path):
     )
     refused(
         rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate=fast"),
-        "'fast'",
-        "takes float",
+        "'fast' is not a number",
         "0.1",
     )
-    refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5'", "takes int")
+    refused(
+        rlzoo("train", TOY, *SMALL, *out, "--sweep", "width=1.5"), "'1.5' is not a whole number"
+    )
     refused(rlzoo("train", TOY, *SMALL, *out, "--sweep", "hidden=a"), "'a'", "3x2")
     refused(
         rlzoo("train", TOY, *SMALL, *out, "--sweep", "learning_rate"),
@@ -273,6 +342,123 @@ def test_bad_folders(rlzoo, tmp_path, finished):
     refused(rlzoo("train", TOY, *SMALL, "--resume"), "--resume needs --out")
     refused(rlzoo("train", TOY, "--resume", "--out", tmp_path / "none"), "is not a run")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_data_that_nothing_reads(rlzoo, tmp_path):
+    refused(
+        rlzoo("train", TOY, *SMALL, "--dataset", "data.npz", "--out", tmp_path / "never"),
+        "toy learns online and makes no use of --dataset",
+    )
+    refused(rlzoo("train", "offline_dqn", *SMALL, "--dataset", tmp_path / "no.npz"), "no.npz")
+
+
+def test_a_number_of_more_than_32_bits(rlzoo, tmp_path):
+    refused(
+        rlzoo("train", "dqn", "--total-steps", "1e12", "--quiet", "--out", tmp_path / "run"),
+        "--total-steps 1,000,000,000,000 is too large",
+    )
+
+
+def test_targets_that_cannot_be_written(rlzoo, tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(machine, "keep_compiled", lambda: None)
+    (tmp_path / "file").write_text("mine")
+    for target in ("/proc/rlzoo/x", tmp_path / "file" / "x"):
+        refused(rlzoo("copy", "ppo", f"{target}.py"), f"cannot write {target}.py")
+        refused(rlzoo("copy", "--params", finished, f"{target}.npz"), f"cannot write {target}.npz")
+        refused(rlzoo("play", finished, "--gif", f"{target}.gif"), f"cannot write {target}.gif")
+        refused(rlzoo("plot", finished, "--out", f"{target}.png"), f"cannot write {target}.png")
+        refused(rlzoo("report", finished, "--out", target), "cannot write")
+        random = ("--random", "CartPole-v1", "--out", f"{target}.npz")
+        refused(rlzoo("data", "collect", *random), f"cannot write {target}.npz")
+    refused(rlzoo("plot", finished, "--out", tmp_path), "cannot write", "Is a directory")
+
+
+@pytest.mark.parametrize("error", ["itself", "wrapped"])
+def test_a_full_disk_is_one_line(error, rlzoo, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+    def fail(*args, **kwargs):
+        raise full if error == "itself" else ValueError(f"RESOURCE_EXHAUSTED: {full.strerror}")
+
+    monkeypatch.setattr(record.Record, "rows", fail)
+    refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path / "run"), "No space left on device")
+
+
+def test_no_home_directory(monkeypatch, capsys):
+    """The run goes on without its cache, and a line says so."""
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    kept = jax.config.values["jax_compilation_cache_dir"]
+    for name in ("RLZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    machine.keep_compiled()
+    _, err = capsys.readouterr()
+    assert err.startswith("note: compiled programs are not kept (there is no home directory)")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    machine.keep_compiled()
+    _, err = capsys.readouterr()
+    assert "/proc/none" in err and err.count("\n") == 1
+    assert jax.config.values["jax_compilation_cache_dir"] == kept
+
+
+def test_messages_name_the_distribution():
+    """`pip install rlzoo` would be a stranger's project."""
+    for folder in ("rlzoo", "envs", "algorithms"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for place in re.findall(r"pip install '?(?:-e )?'?[^ '\"]+", path.read_text()):
+                assert not re.search(r"rlzoo(?!-jax)", place), (path, place)
+
+
+# ---- processes and threads -----------------------------------------------------------------------
+
+
+def test_at_most_one_process_for_each_member_and_core(rlzoo, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(commands, "spread", lambda command, count: started.append(count) or 0)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    argv = ("train", TOY, *SMALL, "--processes", "99", "--out", tmp_path / "run", "--sweep")
+    code, out, _ = rlzoo(*argv, "learning_rate=0.1,0.2,0.3", "width=2,3")
+    assert code == 0 and out == "--processes 99: 3 for 3 members and 8 cores\n"
+    code, out, _ = rlzoo(*argv, "learning_rate=0.1,0.2,0.3", "--seeds", "4")
+    assert code == 0 and out == "--processes 99: 8 for 12 members and 8 cores\n"
+    assert started == [3, 8]
+
+
+@pytest.mark.parametrize(
+    "flags, asked, threads",
+    [
+        ("", None, "1"),
+        ("", "3", "3"),
+        ("--xla_force_host_platform_device_count=2", None, "2"),
+        ("--a --xla_force_host_platform_device_count=4", "1", "4"),
+        ("--xla_force_host_platform_device_count=2", "4", "4"),
+    ],
+)
+def test_never_fewer_threads_than_devices(flags, asked, threads, monkeypatch):
+    from jax._src import xla_bridge
+
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("PJRT_NPROC", asked or "")
+    machine.start_backend()
+    assert os.environ["PJRT_NPROC"] == threads
+
+
+@pytest.mark.parametrize("threads", [None, "1"])
+def test_two_devices_on_a_cpu_do_not_hang(threads, tmp_path):
+    """With one thread for two devices PPO hung for ever, and heard no signal but SIGKILL, which is
+    what ends it here."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env.pop("PJRT_NPROC", None)
+    env |= {"PJRT_NPROC": threads} if threads else {}
+    command = [sys.executable, str(ROOT / "algorithms" / "ppo.py"), "--total-steps", "1024"]
+    command += ["--seeds", "2", "--eval-episodes", "2", "--quiet", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=env, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["layout"]["devices"] == 2
 
 
 # ---- after the run -------------------------------------------------------------------------------
@@ -328,7 +514,11 @@ def test_plot_and_report(rlzoo, tmp_path, finished):
     assert (tmp_path / "both.png").stat().st_size > 5000
     code, out, _ = rlzoo("report", finished, "--out", tmp_path / "page")
     assert code == 0 and out.strip()
-    assert any(path.suffix == ".html" for path in (tmp_path / "page").iterdir())
+    page = (tmp_path / "page" / "report.html").read_text()
+    # at 390 px a table scrolls in its box, and the page stays as wide as the screen
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert page.count("<table>") == page.count('<div class="table"><table>') > 0
+    assert ".table { overflow-x: auto" in page
     refused(rlzoo("plot", tmp_path), "is not a run directory")
     refused(rlzoo("report", finished, tmp_path), "is not a run directory")
 
@@ -400,7 +590,8 @@ def test_a_process_that_is_late_is_waited_for(tmp_path):
 
 @pytest.mark.slow
 def test_wheel_works_from_another_folder(tmp_path):
-    for name in ("rlzoo", "envs", "algorithms"):  # a copy, so that nothing is left in the tree
+    # a copy, so that nothing is left in the tree
+    for name in ("rlzoo", "envs", "algorithms", "results/qstar/weights"):
         shutil.copytree(ROOT / name, tmp_path / "tree" / name)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path / "tree")
@@ -445,6 +636,21 @@ def test_wheel_works_from_another_folder(tmp_path):
         text=True,
         timeout=200,
     )
+    wings = ("cli", "report", "run.loop", "suites.registry", "tools.play", "tools.collect")
+    imports = "; ".join(f"import rlzoo.{wing}" for wing in wings)
+    whole = code.partition("from rlzoo import cli")[0] + imports
+    imported = subprocess.run(
+        [sys.executable, "-c", whole, str(tmp_path / "site")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert imported.returncode == 0, imported.stderr
+    solved = run("solve", "qstar", "scramble:1", "--env", "lights-out6", "--out", "solved")
+    assert solved.returncode == 0, solved.stderr
+    assert str(tmp_path / "site" / "rlzoo" / "weights") in solved.stdout
+    assert "solved 1 of 1" in solved.stdout
     listed = run("list")
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.startswith(str(tmp_path / "site")) and "ppo" in listed.stdout

@@ -33,14 +33,14 @@ def one_search():
     """The same searches are compiled once, and not kept on disk."""
     built = {}
     with pytest.MonkeyPatch.context() as patch:
-        build, from_run = solve.build, solve._from_run
+        build, from_run = solve.build, solve.from_run
         usual = machine.compiler_options
         patch.setattr(
             machine,
             "compiler_options",
             lambda backend: usual(backend) | {"xla_backend_optimization_level": 0},
         )
-        patch.setattr(solve, "_keep_compiled", lambda: None)
+        patch.setattr(machine, "keep_compiled", lambda: None)
         patch.setattr(
             solve,
             "build",
@@ -51,7 +51,7 @@ def one_search():
         )
         patch.setattr(
             solve,
-            "_from_run",
+            "from_run",
             lambda *args: (  # each loading of a run's file makes another Policy
                 found := from_run(*args)
             )._replace(policy=qstar.Policy(*found.policy)),
@@ -195,6 +195,7 @@ def files(tmp_path_factory):
     np.savez(folder / "bad.npz", states=bad)
     np.savez(folder / "good.npz", states=bad[:2])
     np.savez(folder / "boards.npz", boards=bad)
+    np.savez(folder / "colours.npz", states=np.arange(6).repeat(9)[None])
     (folder / "text.npz").write_text("states")
     (folder / "taken").mkdir()
     (folder / "taken" / "solutions.csv").write_text("")
@@ -207,6 +208,10 @@ def files(tmp_path_factory):
         ("{files}/bad.npz", "bad.npz holds no states of tile8: state 2: it cannot be solved"),
         ("{files}/boards.npz", "there is no array 'states', only boards"),
         ("{files}/text.npz", "text.npz holds no states of tile8"),
+        (
+            "{files}/colours.npz --env cube3",
+            "state 0: these are colours, 0..5; stickers are numbered",
+        ),
         ("nonsense", "--solve 'nonsense' is neither a file nor scramble:MOVES"),
         ("scramble:far", "--solve 'scramble:far' should read scramble:MOVES"),
         ("scramble:5 --count 0", "--count is 0; it must be at least 1"),
@@ -246,6 +251,7 @@ def test_refusals(argv, message, files, run, call, tmp_path):
 def test_help_describes_the_search_too(call):
     code, shown, _ = call("--help")
     assert code == 0
+    assert shown.index("--block") < shown.index("--weight")
     for flag in ("--weight", "--node-limit", "--memory", "--gif", "--block", "--child-cost"):
         assert flag in shown
     assert "edges of a node that enter the open list at once" in " ".join(shown.split())

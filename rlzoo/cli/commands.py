@@ -14,6 +14,7 @@ from rlzoo.cli.flags import Request, Source, find, load_file, names, read, read_
 from rlzoo.cli.parsing import fields_of, write_value
 from rlzoo.cli.processes import check_target, plain_errors, spread, workers
 
+DOWNLOADS = "MNISTBandit-bsuite"
 ABOUT = "A zoo of reinforcement-learning algorithms in JAX."
 
 
@@ -52,8 +53,26 @@ def _run(
             sys.exit(spread(command, count))
     from rlzoo.run.loop import train
 
-    run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
+    try:
+        run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
+    except OverflowError:
+        large = _largest(request)
+        if not large:
+            raise
+        raise Refused(f"{large} is too large: counts that follow from it have 32 bits") from None
     sys.exit({"done": 0, "interrupted": 130}[run.summary.get("status", "done")])
+
+
+def _largest(request: Request) -> str:
+    """The flag with the largest whole number, where it has more than 32 bits; else empty."""
+    given = {**request.config, **request.options}
+    found = {
+        name: max(request.sweep.get(name, [value]))
+        for name, value in given.items()
+        if type(value) is int
+    }
+    name = max(found, key=lambda name: found[name])
+    return f"--{name.replace('_', '-')} {found[name]:,}" if found[name] >= 2**31 else ""
 
 
 def _reads_data(make: Callable) -> bool:
@@ -153,6 +172,9 @@ def _list_envs() -> None:
     found = [id for id in ids() if not id.startswith("brax/")]
     width = max(map(len, found))
     for id in found:
+        if id == DOWNLOADS:
+            print(f"{id:{width}}  (downloads its data when it is made)")
+            continue
         env = make(id)
         actions = (
             f"{env.num_actions} discrete actions"
@@ -297,8 +319,8 @@ def export(run: str, path: Path, member: int) -> None:
         from safetensors.numpy import save_file
     except ImportError:
         raise Refused(
-            "writing .safetensors needs the package safetensors (pip install safetensors); .npz does "
-            "not"
+            "writing .safetensors needs the package safetensors (pip install safetensors); "
+            ".npz does not"
         ) from None
     save_file(arrays, path)
 

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent.parent
 ALGORITHMS = next(
     path for path in (FOLDER / "algorithms", FOLDER.parent / "algorithms") if path.is_dir()
 )
+MEMBERS = 1_000_000  # more would take all memory before anything could be said
 SWEEP = Field(
     "sweep", tuple[str, ...], (), "sweep fields: field=v1,v2 ...; every combination trains"
 )
@@ -74,7 +75,7 @@ def load_file(path: Path) -> Any:
 
     try:
         return load_module(path)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise Refused(f"{path} cannot be imported: {error}") from error
 
 
@@ -179,11 +180,14 @@ def read_request(source: Source, argv: list[str], prog: str) -> Request:
             if name in given:
                 raise Refused(f"--{name.replace('_', '-')} is given, and in --sweep, too")
     values |= given
-    return Request(
+    request = Request(
         {field.name: values[field.name] for field in own},
         sweep,
         {field.name: values[field.name] for field in common},
     )
+    if request.members(own) > MEMBERS:
+        raise Refused(f"this asks for {request.members(own):,} members; at most {MEMBERS:,} train")
+    return request
 
 
 def _read_record(run: str) -> tuple[dict[str, Any], dict[str, list]]:

@@ -36,7 +36,7 @@ class Field(NamedTuple):
     def about(self) -> str:
         """What it is, in one line, and its bounds."""
         words = [f"{BOUNDS[name]} {bound:g}" for name, bound in self.bounds.items()]
-        return " ".join(self.doc.split()) + f" ({', '.join(words)})" * bool(words)
+        return " ".join(self.doc.split()).rstrip(".") + f" ({', '.join(words)})" * bool(words)
 
     @property
     def text(self) -> "Text | None":

@@ -26,16 +26,22 @@ from rlzoo.suites import registry
 from rlzoo.tools import solve
 from rlzoo.tools.solve import Options
 
+MOST = 1_000_000  # states to solve by one command
+
 
 def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: str) -> None:
     """The command line."""
     path = Path(inspect.getsourcefile(make) or "")
-    options, own = _parse(solver, argv, prog)
+    options, own = _parse(solver, argv, prog, path.stem)
     if not 0 <= options.weight <= 1:
         raise Refused(f"--weight is {options.weight}; it must be between 0 and 1")
     for name in ("batch", "node_limit", "max_generated", "count"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise Refused(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if (options.count or 1) > MOST:
+        raise Refused(f"--count is {options.count:,}; it must be at most {MOST:,}")
+    if not 0 <= options.seed < 2**32:
+        raise Refused(f"--seed is {options.seed}; seeds are 32-bit numbers")
     env = registry.make(options.env)
     puzzle = searches.puzzle_of(env)
     states, known = solve.states(options, puzzle)
@@ -50,7 +56,8 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
     )
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.policy)):
         raise Refused(
-            f"the network of {found.source} is not finite: its training has diverged; train it again"
+            f"the network of {found.source} is not finite: its training has diverged; train it "
+            "again"
         )
     search = solve.build(solver, found.config, puzzle, options, own).compile(found.policy)
     try:
@@ -61,7 +68,9 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
         raise Refused(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
 
-def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict[str, Any]]:
+def _parse(
+    solver: Callable, argv: list[str], prog: str, title: str
+) -> tuple[Options, dict[str, Any]]:
     """Flags of every search, and those that are this solver's own keyword arguments."""
     docs = arguments(solver)
     own = [
@@ -69,7 +78,9 @@ def _parse(solver: Callable, argv: list[str], prog: str) -> tuple[Options, dict[
         for name, p in inspect.signature(solver).parameters.items()
         if p.default is not p.empty and name != "batch"
     ]
-    groups = {"every search": fields_of(Options), "this one": own}
+    groups = {title: own, "every search": fields_of(Options)}
+    if {"-h", "--help"} & {*argv}:  # also in the place of --solve's value
+        argv = ["--help"]
     given = parse(argv, prog, __doc__ or "", groups)
     mine = {field.name: given.pop(field.name, field.default) for field in own}
     if not given.get("solve"):

@@ -32,11 +32,14 @@ settings, the one with the highest IQM, chosen on these same scores, stands for 
 loses. Only runs that are done take part."""
 
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 64rem; margin: auto; padding: 1rem }
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>Report</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 64rem; margin: auto; padding: 1rem;
+  overflow-wrap: anywhere }
+.table { overflow-x: auto; overflow-wrap: normal }
 h2 { margin-top: 2.5rem } img { max-width: 48rem; width: 100%; margin-top: 1rem } summary { cursor: pointer }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #ddd } tr:first-child { font-weight: 600 }
+td { padding: .3rem 1rem .3rem 0; white-space: nowrap; border-bottom: 1px solid #ddd } tr:first-child { font-weight: 600 }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 12px }
 </style>
 """
@@ -124,7 +127,7 @@ def _table(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     ]
     text = "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-    return text, f"<table>{''.join(page)}</table>"
+    return text, f'<div class="table"><table>{"".join(page)}</table></div>'
 
 
 def _run_entry(run: Run) -> tuple[str, str]:

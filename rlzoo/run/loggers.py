@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlzoo import machine
 from rlzoo.algorithm import Refused
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ def check(options: Any) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise Refused(
-                f"--{flag} needs the package {package} ({error}): pip install 'rlzoo[{flag}]'"
+                f"--{flag} needs the package {package} ({error}): {machine.how_to_install(flag)}"
             ) from error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+import rlzoo
 from rlzoo import machine
 from rlzoo.algorithm import Refused
 from rlzoo.report import curves, reading
@@ -82,7 +83,7 @@ class Record:
             "versions": {
                 name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "gymnax", "brax")
             }
-            | {"rlzoo": version("rlzoo"), "python": ".".join(map(str, sys.version_info[:3]))},
+            | {"rlzoo": rlzoo.__version__, "python": ".".join(map(str, sys.version_info[:3]))},
             "commit": machine.git_commit(source.parent),
             "hardware": machine.describe(),
             "prng": str(jax.random.key_impl(jax.random.key(0))),

@@ -32,7 +32,7 @@ from gymnax.environments.environment import Environment
 from gymnax.registration import _registry
 
 import rlzoo.envs  # noqa: F401  (registers rlzoo's own environments with gymnax)
-from rlzoo import wrappers
+from rlzoo import machine, wrappers
 from rlzoo.algorithm import Refused
 from rlzoo.env import Env
 from rlzoo.parameters import check_names, is_literal, join, plain, split
@@ -154,7 +154,7 @@ def _by_name(id: str, name: str, options: dict[str, Any]) -> Any:
             return _construct(id, adapters.factory(name), options)
         except ModuleNotFoundError as error:
             raise Refused(
-                f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'"
+                f"{id} needs the package {prefix} ({error}): {machine.how_to_install(prefix)}"
             ) from error
     if name in classic.BY_NAME:
         return _construct(id, classic.BY_NAME[name], options)

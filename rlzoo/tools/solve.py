@@ -24,6 +24,7 @@ WEIGHTS = next(  # inside the package where it is installed, in results/ in a cl
     for path in (PACKAGE / "weights", PACKAGE.parent / "results" / "qstar" / "weights")
     if path.is_dir() or path.parent.name == "qstar"
 )
+LONGEST = 100_000  # moves of a scramble
 FIELDS = (
     "index",
     "status",
@@ -81,8 +82,8 @@ def build(solver: Callable, config: Any, puzzle: Any, options: Options, own: dic
     spare = allowed - search.memory(puzzle, options.node_limit, 0)
     if spare < 0:
         raise Refused(
-            f"--node-limit {options.node_limit:_} takes {(allowed - spare) / 2**30:.2f} GiB, and --memory allows "
-            f"{options.memory}: allow more memory or fewer nodes"
+            f"--node-limit {options.node_limit:_} takes {(allowed - spare) / 2**30:.2f} GiB, and "
+            f"--memory allows {options.memory}: allow more memory or fewer nodes"
         )
     entries = min(spare // search.ENTRY_BYTES, options.node_limit * min(puzzle.num_actions, 32))
     return solver(
@@ -107,6 +108,8 @@ def states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.nda
             raise Refused(
                 f"--solve {options.solve!r} should read scramble:MOVES, for example scramble:20"
             )
+        if int(moves) > LONGEST:
+            raise Refused(f"--solve {options.solve}: a scramble has at most {LONGEST:,} moves")
         count = 1 if options.count is None else options.count
         made = puzzle.scramble(
             jax.random.key(options.seed), jnp.full(count, int(moves)), int(moves)
@@ -124,7 +127,8 @@ def states(options: Options, puzzle: Any) -> tuple[dict[int, np.ndarray], np.nda
     stop = len(states) if options.count is None else options.first + options.count
     if not 0 <= options.first < stop <= len(states):
         raise Refused(
-            f"{path} holds {len(states)} states; --first {options.first} --count {options.count} asks for others"
+            f"{path} holds {len(states)} states; --first {options.first} --count {options.count} "
+            "asks for others"
         )
     best = arrays.get("opt_len")
     return {
@@ -175,8 +179,8 @@ def from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(policy) != shapes(_spec(make, config, env)):
         raise Refused(
-            f"{run} holds a network of {record.description['algorithm']} for {config.env}, which is none for "
-            f"{env.id}; choose that algorithm and --env, or another --run"
+            f"{run} holds a network of {record.description['algorithm']} for {config.env}, which "
+            f"is none for {env.id}; choose that algorithm and --env, or another --run"
         )
     return Trained(config, policy, run)
 
@@ -203,11 +207,12 @@ def solve_all(
     table.writerow(FIELDS)
     print(
         f"{options.env} with {found.source}; weight {options.weight}, batch {options.batch:_}, "
-        f"{solve.bytes() / 2**20:.0f} MiB for {solve.max_nodes:_} nodes and {solve.max_entries:_} entries; "
-        f"compiled in {solve.compile_seconds:.1f} s on {machine.describe()['cpu']}\n"
+        f"{solve.bytes() / 2**20:.0f} MiB for {solve.max_nodes:_} nodes and {solve.max_entries:_} "
+        f"entries; compiled in {solve.compile_seconds:.1f} s on {machine.describe()['cpu']}\n"
     )
     print(
-        f"{'state':>6}  {'status':<12} {'cost':>5} {'bound':>6} {'generated':>11} {'network':>9} {'seconds':>8}  moves"
+        f"{'state':>6}  {'status':<12} {'cost':>5} {'bound':>6} {'generated':>11} {'network':>9} "
+        f"{'seconds':>8}  moves"
     )
     solutions = {}
     for index, state in states.items():
@@ -231,8 +236,9 @@ def solve_all(
         )
         file.flush()
         print(
-            f"{index:>6}  {solution.status:<12} {cost:>5} {solution.lower_bound:>6.4g} {solution.generated:>11,} "
-            f"{solution.network_calls:>9,} {solution.seconds:>8.2f}  {moves if len(moves) <= 60 else moves[:57] + '...'}"
+            f"{index:>6}  {solution.status:<12} {cost:>5} {solution.lower_bound:>6.4g} "
+            f"{solution.generated:>11,} {solution.network_calls:>9,} {solution.seconds:>8.2f}  "
+            f"{moves if len(moves) <= 60 else moves[:57] + '...'}"
         )
         if options.gif and solution.actions:
             _draw(puzzle, state, solution.actions, out / f"{index}.gif")
@@ -251,9 +257,8 @@ def _summary(solutions: dict[int, search.Solution], known: np.ndarray | None, ou
                 end="",
             )
     seconds = sum(s.seconds for s in solutions.values())
-    print(
-        f"; {sum(s.generated for s in solutions.values()) / max(seconds, 1e-9):,.0f} nodes generated a second"
-    )
+    generated = sum(s.generated for s in solutions.values())
+    print(f"; {generated / max(seconds, 1e-9):,.0f} nodes generated a second")
     split: dict[str, float] = {}
     for solution in solutions.values():
         for name, value in solution.split.items():
