@@ -1,9 +1,7 @@
 """`rlzoo data`: record, describe and convert data sets."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +41,7 @@ def collect(
       seed: of the episodes.
       replay: write what the run's replay holds, and play nothing.
       random: play random actions in this environment; give no run.
-      reference: return of a random and of an expert policy, kept for normalised scores.
+      reference: return of a random and of an expert policy, kept for normalized scores.
     """
     if (run is None) == (random is None):
         raise Refused("rlzoo data collect takes either a run directory or --random ENV")
@@ -73,23 +71,26 @@ def describe(
     env: str | None = None,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
+    clip: bool = False,
+    names: tuple[str, ...] = (),
 ) -> None:
     """Show what a data set holds, and what is wrong with it.
 
     Args:
-      file: .npz, .hdf5 or minari:ID.
+      file: .npz, .hdf5, minari:ID or a folder of Minari.
       env: check that the data fit this environment.
       finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
+      clip: clip actions to [-1, 1].
+      names: what arrays are called in the file: terminated=dones truncated=never.
     """
     from rlzoo import dataset, formats
 
-    with _flags_named():
-        try:
-            found = dataset.load(file, finish=finish, bounds=bounds)
-        except Refused:
-            print(formats.contents(formats.read(file)[0]))
-            raise
+    try:
+        found = _load(file, finish, bounds, clip, names)
+    except Refused:
+        print(formats.contents(formats.read(file)[0]))
+        raise
     print(dataset.describe(found))
     if env is not None:
         from rlzoo.suites.registry import make
@@ -104,33 +105,33 @@ def convert(
     *,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
+    clip: bool = False,
+    names: tuple[str, ...] = (),
 ) -> None:
     """Read a data set in any format and write it as .npz or .hdf5.
 
     Args:
-      file: .npz, .hdf5 or minari:ID.
+      file: .npz, .hdf5, minari:ID or a folder of Minari.
       out: the file to write.
       finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
+      clip: clip actions to [-1, 1].
+      names: what arrays are called in the file: terminated=dones truncated=never.
     """
     _check_target(out)
     from rlzoo import dataset
 
-    with _flags_named():
-        found = dataset.load(file, finish=finish, bounds=bounds)
-    dataset.save(found, out)
+    dataset.save(_load(file, finish, bounds, clip, names), out)
     print(f"wrote {out}")
 
 
-@contextmanager
-def _flags_named() -> Iterator[None]:
-    """Arguments of Python in what is refused are written as flags."""
-    try:
-        yield
-    except Refused as error:
-        text = re.sub(r"\w+=\S.*? \(rlzoo data convert (--[^)]+)\)", r"\1", str(error))
-        text = re.sub(r"\b(finish|bounds)=['(]?([\w., -]+?)[')]", r"--\1 \2", text)
-        raise Refused(text) from None
+def _load(
+    file: str, finish: Any, bounds: tuple[float, float] | None, clip: bool, names: tuple[str, ...]
+) -> Any:
+    from rlzoo import dataset
+    from rlzoo.layouts import names_from
+
+    return dataset.load(file, finish=finish, bounds=bounds, clip=clip, names=names_from(names))
 
 
 def _check_target(out: Path) -> None:
