@@ -200,7 +200,10 @@ def _package(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise Refused(f"this needs the package {name}: pip install 'rlzoo[data]'") from None
+        raise Refused(
+            f"this needs the package {name}: pip install 'rlzoo-jax[data]' "
+            "(in a clone: pip install -e '.[data]')"
+        ) from None
 
 
 def contents(arrays: Arrays) -> str:

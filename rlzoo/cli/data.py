@@ -1,24 +1,23 @@
 """`rlzoo data`: record, describe and convert data sets."""
 
-import contextlib
 import dataclasses
-import io
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from rlzoo.algorithm import Refused
 from rlzoo.cli import parsing
-from rlzoo.cli.processes import check_target
+from rlzoo.cli.processes import check_target, words_of_flags
 
 
 def main(argv: list[str]) -> None:
     """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
     data.npz`."""
     about = "Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID."
-    parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
+    with words_of_flags():
+        parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
 
 
 def collect(
@@ -75,26 +74,23 @@ def describe(
     env: str | None = None,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
-    clip: bool = False,
-    names: tuple[str, ...] = (),
 ) -> None:
     """Show what a data set holds, and what is wrong with it.
 
     Args:
       file: .npz, .hdf5 or minari:ID.
       env: check that the data fit this environment.
-      finish: "truncate" ends episodes that break off as truncated.
+      finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
-      clip: clip actions to [-1, 1], as the environment does.
-      names: what arrays are called in the file: terminated=dones truncated=never.
     """
     from rlzoo import dataset, formats
 
-    try:
-        found = _load(file, finish, bounds, clip, names)
-    except Refused:
-        print(formats.contents(formats.read(file)[0]))
-        raise
+    with _flags_named():
+        try:
+            found = dataset.load(file, finish=finish, bounds=bounds)
+        except Refused:
+            print(formats.contents(formats.read(file)[0]))
+            raise
     print(dataset.describe(found))
     if env is not None:
         from rlzoo.suites.registry import make
@@ -109,55 +105,33 @@ def convert(
     *,
     finish: Literal["truncate"] | None = None,
     bounds: tuple[float, float] | None = None,
-    clip: bool = False,
-    names: tuple[str, ...] = (),
 ) -> None:
     """Read a data set in any format and write it as .npz or .hdf5.
 
     Args:
       file: .npz, .hdf5 or minari:ID.
       out: the file to write.
-      finish: "truncate" ends episodes that break off as truncated, and says how many.
+      finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
-      clip: clip actions to [-1, 1], as the environment does.
-      names: what arrays are called in the file: terminated=dones truncated=never.
     """
     _check_target(out)
     from rlzoo import dataset
 
-    dataset.save(_load(file, finish, bounds, clip, names), out)
+    with _flags_named():
+        found = dataset.load(file, finish=finish, bounds=bounds)
+    dataset.save(found, out)
     print(f"wrote {out}")
 
 
-def _load(
-    file: str,
-    finish: Literal["truncate"] | None,
-    bounds: tuple[float, float] | None,
-    clip: bool,
-    names: tuple[str, ...],
-) -> Any:
-    """The data set in `file`. Notes and errors write Python's arguments as flags."""
-    from rlzoo import dataset, layouts
-
-    called = layouts.names_from(names)
-    notes = io.StringIO()
+@contextmanager
+def _flags_named() -> Iterator[None]:
+    """Arguments of Python in what is refused are written as flags."""
     try:
-        with contextlib.redirect_stderr(notes):
-            return dataset.load(file, finish=finish, bounds=bounds, clip=clip, names=called)
+        yield
     except Refused as error:
-        raise Refused(_with_flags(str(error))) from None
-    finally:
-        print(_with_flags(notes.getvalue()), end="", file=sys.stderr)
-
-
-def _with_flags(text: str) -> str:
-    for python, flag in (
-        (r"(?:finish|bounds|clip|names)=[^=]*? \(rlzoo data convert (--[^)]+)\)", r"\1"),
-        (r"finish='truncate'", "--finish truncate"),
-        (r"clip=True", "--clip"),
-    ):
-        text = re.sub(python, flag, text)
-    return text
+        text = re.sub(r"\w+=\S.*? \(rlzoo data convert (--[^)]+)\)", r"\1", str(error))
+        text = re.sub(r"\b(finish|bounds)=['(]?([\w., -]+?)[')]", r"--\1 \2", text)
+        raise Refused(text) from None
 
 
 def _check_target(out: Path) -> None:

@@ -41,7 +41,8 @@ def make(id: str, **options: Any) -> Env:
             inner = _construct(id, adapters.factory(name), options)
         except ModuleNotFoundError as error:
             raise Refused(
-                f"{id} needs the package {prefix} ({error}): pip install 'rlzoo[{prefix}]'"
+                f"{id} needs the package {prefix} ({error}): pip install 'rlzoo-jax[{prefix}]' "
+                f"(in a clone: pip install -e '.[{prefix}]')"
             ) from error
     elif name in gymnax.registered_envs:
         inner = _construct(id, gymnax.registration._registry[name], options)
