@@ -545,8 +545,8 @@ def test_data_speaks_the_command_line(rlzoo, tmp_path):
     code, _, err = rlzoo("data", *rest, *names, "--clip", "--finish", "truncate")
     assert code == 0 and "--finish truncate ended 1 episode" in err and out.exists()
     assert "--clip clipped the actions of 1 of 6 rows" in err
-    for _, _, err in (unnamed, unclipped, unfinished, (code, "", err)):
-        assert not re.search(r"finish=|clip=|bounds=|names=", err), err
+    for _, _, said in (unnamed, unclipped, unfinished, (code, "", err)):
+        assert not re.search(r"finish=|clip=|bounds=|names=", said), said
     refused(rlzoo("data", "describe", file, "--names", "terminated"), "'terminated'")
 
 
