@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -18,7 +19,7 @@ import toy
 
 import rlzoo as rlzoo_package
 from rlzoo import machine, report
-from rlzoo.cli import commands, flags
+from rlzoo.cli import commands, flags, processes
 from rlzoo.run import record
 
 TOY = str(toy.__file__)
@@ -382,6 +383,16 @@ def test_a_full_disk_is_one_line(error, rlzoo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(record.checkpoints, "save", fail)
     refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path / "run"), "No space left on device")
+
+
+def test_a_full_disk_is_said_once(caplog):
+    """Also where orbax logs it from its threads."""
+    processes.once_when_full()
+    absl = logging.getLogger("absl")
+    with caplog.at_level(logging.ERROR, "absl"):
+        absl.error("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
+        absl.error("something else")
+    assert "something else" in caplog.text and "No space" not in caplog.text
 
 
 def test_no_home_directory(monkeypatch, capsys):

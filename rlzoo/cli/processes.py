@@ -166,6 +166,15 @@ def _with_flags(text: str) -> str:
     return text
 
 
+def once_when_full() -> None:
+    """Keeps orbax's threads from logging the error of a full disk, which is raised, too."""
+    import logging
+
+    import orbax.checkpoint  # noqa: F401  (its logger is made on import)
+
+    logging.getLogger("absl").addFilter(lambda record: FULL not in record.getMessage())
+
+
 def check_target(path: Path) -> Path:
     """`path`, in a folder that is made for it: a file that can be written. To be asked before the
     work is done, not after it. Raises `Refused`."""
