@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -18,7 +19,7 @@ import toy
 
 import rlzoo as rlzoo_package
 from rlzoo import machine, report
-from rlzoo.cli import commands, flags
+from rlzoo.cli import commands, flags, processes
 from rlzoo.run import record
 
 TOY = str(toy.__file__)
@@ -380,8 +381,18 @@ def test_a_full_disk_is_one_line(error, rlzoo, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise full if error == "itself" else ValueError(f"RESOURCE_EXHAUSTED: {full.strerror}")
 
-    monkeypatch.setattr(record.Record, "rows", fail)
+    monkeypatch.setattr(record.checkpoints, "save", fail)
     refused(rlzoo("train", TOY, *SMALL, "--out", tmp_path / "run"), "No space left on device")
+
+
+def test_a_full_disk_is_said_once(caplog):
+    """Also where orbax logs it from its threads."""
+    processes.once_when_full()
+    absl = logging.getLogger("absl")
+    with caplog.at_level(logging.ERROR, "absl"):
+        absl.error("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
+        absl.error("something else")
+    assert "something else" in caplog.text and "No space" not in caplog.text
 
 
 def test_no_home_directory(monkeypatch, capsys):
@@ -519,8 +530,35 @@ def test_plot_and_report(rlzoo, tmp_path, finished):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert page.count("<table>") == page.count('<div class="table"><table>') > 0
     assert ".table { overflow-x: auto" in page
-    refused(rlzoo("plot", tmp_path), "is not a run directory")
-    refused(rlzoo("report", finished, tmp_path), "is not a run directory")
+    refused(rlzoo("plot", tmp_path), "is not a run")
+    refused(rlzoo("report", finished, tmp_path), "is not a run")
+
+
+def test_data_speaks_the_command_line(rlzoo, tmp_path):
+    """Notes and errors name flags, and say how many episodes were cut."""
+    arrays = {
+        "obs": np.zeros((6, 2), np.float32),
+        "next_obs": np.zeros((6, 2), np.float32),
+        "action": np.array([[0.5], [2], [0], [0], [0], [0]], np.float32),
+        "reward": np.zeros(6, np.float32),
+        "dead": np.array([0, 0, 1, 0, 0, 0], bool),
+    }
+    file, out = tmp_path / "data.npz", tmp_path / "out.npz"
+    np.savez(file, **arrays)
+    rest = ("convert", file, out)
+    unnamed = rlzoo("data", *rest)
+    refused(unnamed, "--names terminated=")
+    names = ("--names", "terminated=dead", "truncated=never")
+    unclipped = rlzoo("data", *rest, *names, "--finish", "truncate")
+    assert unclipped[0] == 2 and "--clip" in unclipped[2]
+    unfinished = rlzoo("data", *rest, *names, "--clip")
+    assert unfinished[0] == 2 and "--finish truncate" in unfinished[2]
+    code, _, err = rlzoo("data", *rest, *names, "--clip", "--finish", "truncate")
+    assert code == 0 and "--finish truncate ended 1 episode" in err and out.exists()
+    assert "--clip clipped the actions of 1 of 6 rows" in err
+    for _, _, said in (unnamed, unclipped, unfinished, (code, "", err)):
+        assert not re.search(r"finish=|clip=|bounds=|names=", said), said
+    refused(rlzoo("data", "describe", file, "--names", "terminated"), "'terminated'")
 
 
 # ---- packaging -----------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(Refused, match="group.hdf5: observations is a group"):
         dataset.load(tmp_path / "group.hdf5")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(Refused, match=r"h5py: pip install 'rlzoo\[data\]'"):
+    with pytest.raises(Refused, match=r"h5py: pip install 'rlzoo-jax\[data\]'"):
         dataset.load(tmp_path / "damaged.hdf5")
     with pytest.raises(Refused, match="written as .npz or .hdf5"):
         dataset.save(from_arrays(walk()), tmp_path / "data.csv")

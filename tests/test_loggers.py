@@ -299,7 +299,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_a_missing_package_is_refused_before_anything_happens(flag, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        Refused, match=rf"--{flag} needs the package {package}.*pip install 'rlzoo\[{flag}\]'"
+        Refused, match=rf"--{flag} needs the package {package}.*pip install 'rlzoo-jax\[{flag}\]'"
     ):
         go(tmp_path / "run", **{flag: True})
     assert not (tmp_path / "run").exists()

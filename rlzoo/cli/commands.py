@@ -12,7 +12,7 @@ from rlzoo.algorithm import Refused
 from rlzoo.cli import data, parsing
 from rlzoo.cli.flags import Request, Source, find, load_file, names, read, read_request
 from rlzoo.cli.parsing import fields_of, write_value
-from rlzoo.cli.processes import check_target, plain_errors, spread, workers
+from rlzoo.cli.processes import check_target, once_when_full, plain_errors, spread, workers
 
 DOWNLOADS = "MNISTBandit-bsuite"
 ABOUT = "A zoo of reinforcement-learning algorithms in JAX."
@@ -53,6 +53,7 @@ def _run(
             sys.exit(spread(command, count))
     from rlzoo.run.loop import train
 
+    once_when_full()
     try:
         run = train(make, Config(**request.config), sweep=request.sweep, **request.options)
     except OverflowError:

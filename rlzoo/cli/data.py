@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from rlzoo.algorithm import Refused
 from rlzoo.cli import parsing
-from rlzoo.cli.processes import check_target
+from rlzoo.cli.processes import check_target, words_of_flags
 
 
 def main(argv: list[str]) -> None:
     """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
     data.npz`."""
     about = "Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID."
-    parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
+    with words_of_flags():
+        parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
 
 
 def collect(

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,41 @@ def _in_one_line(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.errno in OUTSIDE and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return FULL if isinstance(error, Exception) and FULL in str(error) else ""
+
+
+@contextlib.contextmanager
+def words_of_flags() -> Iterator[None]:
+    """Notes and refusals about data sets write the arguments of Python as flags."""
+
+    class Stderr(io.TextIOBase):
+        def write(self, text: str) -> int:
+            return stream.write(_with_flags(text))
+
+    stream = sys.stderr
+    with contextlib.redirect_stderr(Stderr()):
+        try:
+            yield
+        except Refused as error:
+            raise Refused(_with_flags(str(error))) from None
+
+
+def _with_flags(text: str) -> str:
+    for python, flag in (
+        (r"(?:finish|bounds|clip|names)=[^=]*? \(rlzoo data convert (--[^)]+)\)", r"\1"),
+        (r"finish='truncate'", "--finish truncate"),
+        (r"clip=True", "--clip"),
+    ):
+        text = re.sub(python, flag, text)
+    return text
+
+
+def once_when_full() -> None:
+    """Keeps orbax's threads from logging the error of a full disk, which is raised, too."""
+    import logging
+
+    import orbax.checkpoint  # noqa: F401  (its logger is made on import)
+
+    logging.getLogger("absl").addFilter(lambda record: FULL not in record.getMessage())
 
 
 def check_target(path: Path) -> Path:
