@@ -47,7 +47,8 @@ def walk(env, actions, keys=None):
 def test_a_missing_package_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        Refused, match=rf"{name}/Some-v1 needs the package {name}.*pip install 'rlzoo-jax\[{name}\]'"
+        Refused,
+        match=rf"{name}/Some-v1 needs the package {name}.*pip install 'rlzoo-jax\[{name}\]'",
     ):
         rlzoo.make(f"{name}/Some-v1")
 
