@@ -34,7 +34,7 @@ NUMBERS = [
     "none",
 ]
 FLAGS = {
-    "--seeds": [*NUMBERS, "1e9"],
+    "--seeds": [*(number for number in NUMBERS if number != "1e6"), "1e9"],
     "--seed": [*NUMBERS, "4294967295"],
     "--total-steps": NUMBERS,
     "--eval-every": NUMBERS,
@@ -188,4 +188,6 @@ def test_wrong_commands_for_real(argv, folder):
             code = process.wait(timeout=60)
             assert code in (130, -signal.SIGTERM)  # the latter before training starts
             code = 0
+        finally:
+            process.kill()
     check(code, log.read_text())
