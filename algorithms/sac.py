@@ -1,24 +1,31 @@
 """SAC: soft actor-critic with a learnt temperature and twin critics.
 
-Papers: Haarnoja et al. 2018 (arXiv 1812.05905): equations 5-7 (critics), 9 (policy), 18
-(temperature), 26 (density of squashed actions). Discrete actions, where all expectations over
-actions are exact: Christodoulou 2019 (arXiv 1910.07207), equations 10-12.
-
-Run:    python algorithms/sac.py --env Pendulum-v1 --seeds 8 --total-steps 20_000 --learning-starts 1_000
-Expect: a return of -150 or better (results/baselines, also for brax)
-
-Metrics: `loss/critic` is the mean squared error of both critics together, `loss/actor` the negative
-soft value of the policy, `alpha` the temperature, `entropy` the policy's entropy (nats; estimated
-from its samples where actions are continuous), `q` the mean value of the actions taken. All are
-empty before learning starts.
-
-Where it departs from the papers: none in the algorithm; with several environments, `updates` says
-how many updates follow each step of all of them. Truncated episodes bootstrap from the true
-successor. Evaluation takes the mean (or most likely) action.
+Paper: Haarnoja et al. 2018 (arXiv 1812.05905), equations 5 and 6 (critics), 9 (policy), 18
+    (temperature), 26 (density of squashed actions). Discrete actions: sac_discrete.py.
+Kind: online, actor-critic, continuous
+Run: python algorithms/sac.py --env Pendulum-v1 --seeds 5
+    The paper's sizes: python algorithms/sac.py --total-steps 1_000_000
+    --learning-starts 10_000 --hidden 256 256 --batch-size 256 --learning-rate 3e-4
+Result: a return of -150 or better on Pendulum within 20,000 steps (results/baselines, also brax)
+Metrics:
+    loss/critic     mean squared error of the critics, summed over both
+    loss/actor      negative soft value of the policy
+    loss/alpha      the temperature times the entropy above its target
+    train/q         mean value of the actions in the batches; it should approach the true return
+    train/entropy   entropy of the policy in nats, from samples; it should settle at its target
+    train/alpha     the temperature
+    train/return    return of the episodes that ended in training
+    All but the last are empty until learning starts.
+Deviations:
+    Several environments may be stepped together; updates_per_step updates follow each such step.
+    A truncated episode bootstraps from its true successor.
+    The defaults are small: they suit Pendulum. Evaluation takes the action of the mean.
 """
 
 from typing import Any, NamedTuple
 
+import chex
+import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,58 +34,55 @@ from flax import struct
 
 import rlzoo
 from rlzoo.env import EnvState
+from rlzoo.fast import Linear
 
 
 @rlzoo.config
 class Config:
     env: str = rlzoo.static("Pendulum-v1")
     """environment id"""
-    total_steps: int = rlzoo.static(1_000_000)
+    total_steps: int = rlzoo.static(20_000, least=1)
     """environment steps of each member"""
-    num_envs: int = rlzoo.static(1)
+    num_envs: int = rlzoo.static(1, least=1)
     """environments stepped together"""
-    updates: int = rlzoo.static(1)
+    updates_per_step: int = rlzoo.static(1, least=1)
     """updates after each such step"""
-    hidden: tuple[int, ...] = rlzoo.static((256, 256))
+    hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
-    buffer_size: int = rlzoo.static(1_000_000)
+    buffer_size: int = rlzoo.static(1_000_000, least=1)
     """transitions kept, at most total_steps; a multiple of num_envs"""
-    batch_size: int = rlzoo.static(256)
+    batch_size: int = rlzoo.static(128, least=1)
     """transitions in each update"""
-    learning_starts: int = rlzoo.static(10_000)
+    learning_starts: int = rlzoo.static(1_000, least=1)
     """environment steps, with random actions, before the first update"""
-    learning_rate: float = 3e-4
-    """Adam's step size, of actor, critics and temperature"""
-    discount: float = 0.99
+    learning_rate: float = rlzoo.traced(1e-3, above=0)
+    """Adam's step size"""
+    discount: float = rlzoo.traced(0.99, least=0, most=1)
     """gamma"""
-    tau: float = 0.005
+    tau: float = rlzoo.traced(0.005, least=0, most=1)
     """how far the target critics move towards the critics in each update"""
     tune_alpha: bool = rlzoo.static(True)
     """learn the temperature"""
-    alpha: float = 1.0
+    alpha: float = rlzoo.traced(1.0, above=0)
     """the temperature, at the start where it is learnt"""
     target_entropy: float = -1.0
     """entropy per action dimension (nats) that a learnt temperature aims at"""
-    target_share: float = 0.98
-    """discrete actions: share of the largest possible entropy that it aims at"""
 
 
 # ---- networks ------------------------------------------------------------------------------------
 
 
 class MLP(nn.Module):
-    """The last kernel is [out, width]: with few outputs, its gradient is then several times faster
-    on a CPU."""
+    """Dense layers with ReLUs between them: [..., inputs] to [..., outputs]."""
 
-    widths: tuple[int, ...]
-    out: int
+    hidden: tuple[int, ...]
+    outputs: int
 
     @nn.compact
     def __call__(self, x):
-        for width in self.widths:
+        for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(1, 0), (self.out, x.shape[-1]))
-        return x @ kernel.T + self.param("bias", nn.initializers.zeros, (self.out,))
+        return Linear(self.outputs)(x)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -98,7 +102,8 @@ class Policy(NamedTuple):
 @struct.dataclass
 class State:
     params: Params
-    target_critics: Any
+    target_params: Any
+    """of the critics"""
     opt_states: Params
     env: EnvState
     buffer: Any
@@ -108,209 +113,184 @@ class State:
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def squashed(head, noise):
-    """Action tanh(mean + std * noise) [..., action_dim] of a Gaussian head [..., 2 * action_dim],
-    and its log density.
-
-    Equation 26, with log(1 - tanh(u)^2) as 2 (log 2 - u - softplus(-2 u)), which does not lose
-    digits at large u.
-    """
-    mean, log_std = jnp.split(head, 2, -1)
-    log_std = jnp.clip(log_std, -20.0, 2.0)
-    u = mean + jnp.exp(log_std) * noise
-    normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
-    return jnp.tanh(u), (normal - 2 * (jnp.log(2.0) - u - nn.softplus(-2 * u))).sum(-1)
+def td_target(params, target_params, sample, key, actor, critics):
+    """Targets of both critics [batch] (equations 5 and 6), from one action of the policy."""
+    batch = sample.batch
+    pi = actor(params.actor, batch.next_obs)
+    action, log_prob = pi.sample_and_log_prob(seed=key)
+    next_value = critics(target_params, batch.next_obs, action).min(0)
+    next_value = next_value - jnp.exp(params.log_alpha) * log_prob
+    return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
 
 
-def soft_value(head, noise, alpha, value):
-    """Equation 6: V = E[Q - alpha log pi], from one action, or exactly where they are discrete
-    (`noise` None).
-
-    `value(action)` gives Q [twins, ...], of all actions [twins, ..., num_actions] where `action` is
-    None; the smaller twin counts. Also returns the policy's entropy, estimated likewise.
-    """
-    if noise is None:
-        log_prob = nn.log_softmax(head)
-        expect = lambda x: (jnp.exp(log_prob) * x).sum(-1)
-        return expect(value(None).min(0) - alpha * log_prob), -expect(log_prob)
-    action, log_prob = squashed(head, noise)
-    return value(action).min(0) - alpha * log_prob, -log_prob
+def critic_loss(params, batch, target, critics):
+    """Mean squared errors of the critics against `target` [batch], summed over both."""
+    value = critics(params, batch.obs, batch.action)
+    chex.assert_shape(value, (2, *target.shape))
+    loss = ((value - target) ** 2).mean(-1).sum()
+    return loss, {"loss/critic": loss, "train/q": value.mean()}
 
 
-def critic_loss(value, target):
-    """Equation 5 for both critics: squared errors of `value` [twins, batch] against `target`
-    [batch]."""
-    return ((value - target) ** 2).mean(-1).sum()
+def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
+    """The smaller value of the policy's actions with its entropy, negated (equation 9)."""
+    alpha = jnp.exp(log_alpha)
+    action, log_prob = actor(params, batch.obs).sample_and_log_prob(seed=key)
+    value = critics(critic_params, batch.obs, action).min(0)
+    chex.assert_equal_shape([value, log_prob])
+    loss = (alpha * log_prob - value).mean()
+    return loss, {"loss/actor": loss, "train/entropy": -log_prob.mean(), "train/alpha": alpha}
 
 
-def alpha_loss(log_alpha, entropy, target):
-    """Equation 18: the temperature rises while the policy's entropy is below its target."""
-    return jnp.exp(log_alpha) * jax.lax.stop_gradient(entropy.mean() - target)
+def alpha_loss(log_alpha, entropy, target_entropy):
+    """The temperature rises while the policy's entropy is below its target (equation 18)."""
+    loss = jnp.exp(log_alpha) * (entropy - target_entropy)
+    return loss, {"loss/alpha": loss}
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
-    capacity = min(config.buffer_size, -(-config.total_steps // config.num_envs) * config.num_envs)
+    # --- schedule, in calls of `step` ---
+    num_calls = -(-config.total_steps // config.num_envs)
+    first_update = -(-config.learning_starts // config.num_envs)
+
+    # --- replay ---
+    capacity = min(config.buffer_size, num_calls * config.num_envs)
     if config.batch_size > capacity:
         raise rlzoo.Refused(
             f"batch_size={config.batch_size} is more than the {capacity} transitions that "
             "buffer_size and total_steps allow"
         )
-    for name in ("learning_starts", "updates"):
-        if getattr(config, name) < 1:
-            raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least 1")
-    actor_net = MLP(config.hidden, env.num_actions if env.discrete else 2 * env.action_dim)
-    critic_net = MLP(config.hidden, env.num_actions if env.discrete else 1)
-    flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
-    actor = lambda params, obs: actor_net.apply(params, flat(obs))
+    buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
+
+    # --- networks, optimizer ---
+    actor_net = MLP(config.hidden, 2 * env.action_dim)
+    critic_net = MLP(config.hidden, 1)
+    optimizer = optax.adam(config.learning_rate)
+    target_entropy = config.target_entropy * env.action_dim
+
+    def actor(params, obs):
+        """The distribution of actions [..., action_dim]: a Gaussian, squashed by tanh."""
+        mean, log_std = jnp.split(actor_net.apply(params, env.flatten(obs)), 2, axis=-1)
+        std = jnp.exp(jnp.clip(log_std, -20.0, 2.0))
+        normal = distrax.MultivariateNormalDiag(mean, std)
+        return distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
 
     def critics(params, obs, action):
-        """[twins, batch]; of all actions, [twins, batch, num_actions], where they are discrete and
-        `action` is None."""
-        x = flat(obs) if env.discrete else jnp.concatenate([flat(obs), action], -1)
-        value = jax.vmap(critic_net.apply, (0, None))(params, x)
-        if env.discrete and action is None:
-            return value
-        return (
-            jnp.take_along_axis(value, action[None, :, None], -1)[..., 0]
-            if env.discrete
-            else value[..., 0]
-        )
-
-    optimizer = optax.scale_by_adam()
-    buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
-    first_update = -(-config.learning_starts // config.num_envs)
-    if env.discrete:
-        target_entropy = config.target_share * jnp.log(env.num_actions)
-    else:
-        target_entropy = config.target_entropy * env.action_dim
+        """Values of both critics [2, ...]."""
+        pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
+        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
 
     def init(key):
         actor_key, critic_key, env_key, key = jax.random.split(key, 4)
-        obs = flat(jnp.zeros(env.obs_shape))
-        x = obs if env.discrete else jnp.zeros(obs.size + env.action_dim)
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        pair = jnp.zeros(obs.size + env.action_dim)
+        critic_keys = jax.random.split(critic_key)
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(jax.random.split(critic_key), x),
+            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
             log_alpha=jnp.log(jnp.float32(config.alpha)),
         )
-        opt_states = Params(*map(optimizer.init, params))
         return State(
-            params,
-            params.critics,
-            opt_states,
-            env.reset(env_key, config.num_envs),
-            buffer.init(),
-            key,
+            params=params,
+            target_params=params.critics,
+            opt_states=Params(*map(optimizer.init, params)),
+            env=env.reset(env_key, config.num_envs),
+            buffer=buffer.init(),
+            key=key,
         )
 
-    def draw(key, count):
-        return None if env.discrete else jax.random.normal(key, (count, env.action_dim))
-
-    def collect(state, key, env_key, t):
-        """One step in every environment: random before learning starts, the policy from then on."""
+    def collect(state, act_key, env_key, t):
+        """One step in every environment: random until learning starts, then the policy."""
+        shape = (config.num_envs, env.action_dim)
 
         def random():
-            if env.discrete:
-                return jax.random.randint(key, (config.num_envs,), 0, env.num_actions)
-            return jax.random.uniform(key, (config.num_envs, env.action_dim), minval=-1.0)
+            return jax.random.uniform(act_key, shape, minval=-1.0)
 
         def explore():
-            head = actor(state.params.actor, state.env.obs)
-            return (
-                jax.random.categorical(key, head)
-                if env.discrete
-                else squashed(head, draw(key, config.num_envs))[0]
-            )
+            return actor(state.params.actor, state.env.obs).sample(seed=act_key)
 
         action = jax.lax.cond(t < first_update, random, explore)
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        return state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t)), metrics
+        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
+        return state, metrics
+
+    def gradient_step(loss, params, opt_state, *args):
+        """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
+        grads, metrics = jax.grad(loss, has_aux=True)(params, *args)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, metrics
 
     def update(state, key):
-        sample_key, next_key, now_key = jax.random.split(key, 3)
+        sample_key, next_key, actor_key = jax.random.split(key, 3)
+        params, opt_states = state.params, state.opt_states
+
+        # --- sample ---
         sample = buffer.sample(state.buffer, sample_key, config.batch_size, config.discount)
-        batch, params = sample.batch, state.params
-        alpha = jnp.exp(params.log_alpha)
-        next_value, _ = soft_value(
-            actor(params.actor, batch.next_obs),
-            draw(next_key, config.batch_size),
-            alpha,
-            lambda action: critics(state.target_critics, batch.next_obs, action),
+        batch = sample.batch
+
+        # --- critics ---
+        target = td_target(params, state.target_params, sample, next_key, actor, critics)
+        critic_params, critic_opt, critic_metrics = gradient_step(
+            critic_loss, params.critics, opt_states.critics, batch, target, critics
         )
-        target = (
-            batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
-        )  # equation 7
+        target_params = optax.incremental_update(critic_params, state.target_params, config.tau)
 
-        def for_critics(critic_params):
-            value = critics(critic_params, batch.obs, batch.action)
-            return critic_loss(value, target), value.mean()
+        # --- actor ---
+        actor_params, actor_opt, actor_metrics = gradient_step(
+            actor_loss,
+            params.actor,
+            opt_states.actor,
+            params.critics,
+            params.log_alpha,
+            batch,
+            actor_key,
+            actor,
+            critics,
+        )
 
-        def for_actor(actor_params):
-            value, entropy = soft_value(
-                actor(actor_params, batch.obs),
-                draw(now_key, config.batch_size),
-                alpha,
-                lambda action: critics(params.critics, batch.obs, action),
+        # --- temperature ---
+        log_alpha = params.log_alpha
+        alpha_opt = opt_states.log_alpha
+        alpha_metrics = {}
+        if config.tune_alpha:
+            log_alpha, alpha_opt, alpha_metrics = gradient_step(
+                alpha_loss, log_alpha, alpha_opt, actor_metrics["train/entropy"], target_entropy
             )
-            return -value.mean(), entropy
 
-        (loss, value), critic_grads = jax.value_and_grad(for_critics, has_aux=True)(params.critics)
-        (actor_loss, entropy), actor_grads = jax.value_and_grad(for_actor, has_aux=True)(
-            params.actor
-        )
-        alpha_grad = jax.grad(alpha_loss)(params.log_alpha, entropy, target_entropy)
-        grads = Params(
-            actor_grads,
-            critic_grads,
-            alpha_grad if config.tune_alpha else jnp.zeros_like(alpha_grad),
-        )
-        steps, opt_states = zip(*map(optimizer.update, grads, state.opt_states), strict=True)
-        params = jax.tree.map(lambda p, d: p - config.learning_rate * d, params, Params(*steps))
-        target_critics = optax.incremental_update(params.critics, state.target_critics, config.tau)
-        metrics = {
-            "loss/critic": loss,
-            "loss/actor": actor_loss,
-            "q": value,
-            "entropy": entropy.mean(),
-            "alpha": alpha,
-        }
         state = state.replace(
-            params=params, target_critics=target_critics, opt_states=Params(*opt_states)
+            params=Params(actor_params, critic_params, log_alpha),
+            target_params=target_params,
+            opt_states=Params(actor_opt, critic_opt, alpha_opt),
         )
-        return state, {name: (value, 1.0) for name, value in metrics.items()}
+        return state, critic_metrics | actor_metrics | alpha_metrics
 
     def step(state, t):
         act_key, env_key, update_key, key = jax.random.split(state.key, 4)
         state, metrics = collect(state, act_key, env_key, t)
 
         def learn(state):
-            state, losses = jax.lax.scan(
-                update, state, jax.random.split(update_key, config.updates)
-            )
-            return state, jax.tree.map(jnp.sum, losses)
+            keys = jax.random.split(update_key, config.updates_per_step)
+            state, losses = jax.lax.scan(update, state, keys)
+            return state, rlzoo.total(losses)
 
-        def wait(state):
-            return state, jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1]
-            )
-
-        state, losses = jax.lax.cond(t >= first_update, learn, wait, state)
+        state, losses = rlzoo.when(t >= first_update, learn, state)
         return state.replace(key=key), metrics | losses
 
+    def policy(state):
+        return Policy(state.params.actor)
+
     def act(policy, obs, key):
-        head = actor(policy.actor, obs)
-        return jnp.argmax(head, -1) if env.discrete else jnp.tanh(jnp.split(head, 2, -1)[0])
+        return jnp.tanh(actor(policy.actor, obs).distribution.mean())
 
     return rlzoo.Algorithm(
         init,
         step,
-        lambda state: Policy(state.params.actor),
+        policy,
         act,
         steps_per_call=config.num_envs,
-        updates_per_call=config.updates,
+        updates_per_call=config.updates_per_step,
     )
 
 

@@ -1,23 +1,27 @@
 """TD3: twin delayed deep deterministic policy gradient.
 
 Paper: Fujimoto et al. 2018 (arXiv 1802.09477), algorithm 1: clipped double Q-learning (equation
-10), target policy smoothing (equation 14), delayed policy updates. Continuous actions, vector
-observations.
-
-Run:    python algorithms/td3.py --env Pendulum-v1 --seeds 8 --total-steps 20_000 --learning-starts 1_000
-Expect: a return of -150 or better (results/baselines, also for brax)
-
-Metrics: `loss/critic` is the mean squared error of both critics together, `loss/actor` the negative
-value of the policy's actions (of the updates that moved the policy), `q` the mean value of the
-actions taken. All are empty before learning starts.
-
-Where it departs from the paper: none in the algorithm; networks of 256-256 and a step size of 3e-4,
-as in the authors' later code. Truncated episodes bootstrap from the true successor. With several
-environments, `updates` says how many updates follow each step of all of them.
+    10), target policy smoothing (equation 14), delayed policy updates.
+Kind: online, actor-critic, continuous
+Run: python algorithms/td3.py --env Pendulum-v1 --seeds 5
+    The sizes of the authors' code: python algorithms/td3.py --total-steps 1_000_000
+    --learning-starts 10_000 --hidden 256 256 --batch-size 256 --learning-rate 3e-4
+Result: a return of -150 or better on Pendulum within 20,000 steps (results/baselines, also brax)
+Metrics:
+    loss/critic     mean squared error of the critics, summed over both
+    loss/actor      negative value of the policy's actions, in the updates that moved the policy
+    train/q         mean value of the actions in the batches; it should approach the true return
+    train/return    return of the episodes that ended in training
+    The first three are empty until learning starts.
+Deviations:
+    Several environments may be stepped together; updates_per_step updates follow each such step.
+    A truncated episode bootstraps from its true successor.
+    The defaults are small: they suit Pendulum.
 """
 
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,39 +30,40 @@ from flax import struct
 
 import rlzoo
 from rlzoo.env import EnvState
+from rlzoo.fast import Linear
 
 
 @rlzoo.config
 class Config:
     env: str = rlzoo.static("Pendulum-v1")
     """environment id"""
-    total_steps: int = rlzoo.static(1_000_000)
+    total_steps: int = rlzoo.static(20_000, least=1)
     """environment steps of each member"""
-    num_envs: int = rlzoo.static(1)
+    num_envs: int = rlzoo.static(1, least=1)
     """environments stepped together"""
-    updates: int = rlzoo.static(1)
+    updates_per_step: int = rlzoo.static(1, least=1)
     """updates after each such step"""
-    hidden: tuple[int, ...] = rlzoo.static((256, 256))
+    hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
-    buffer_size: int = rlzoo.static(1_000_000)
+    buffer_size: int = rlzoo.static(1_000_000, least=1)
     """transitions kept, at most total_steps; a multiple of num_envs"""
-    batch_size: int = rlzoo.static(256)
+    batch_size: int = rlzoo.static(128, least=1)
     """transitions in each update"""
-    learning_starts: int = rlzoo.static(10_000)
+    learning_starts: int = rlzoo.static(1_000, least=1)
     """environment steps, with random actions, before the first update"""
-    policy_delay: int = rlzoo.static(2)
-    """critic updates for each update of the policy and the targets"""
-    learning_rate: float = 3e-4
-    """Adam's step size, of actor and critics"""
-    discount: float = 0.99
+    learning_rate: float = rlzoo.traced(1e-3, above=0)
+    """Adam's step size"""
+    discount: float = rlzoo.traced(0.99, least=0, most=1)
     """gamma"""
-    tau: float = 0.005
+    tau: float = rlzoo.traced(0.005, least=0, most=1)
     """how far the targets move towards the networks in each update of them"""
-    exploration_noise: float = 0.1
+    policy_delay: int = rlzoo.static(2, least=1)
+    """critic updates for each update of the policy and the targets"""
+    exploration_noise: float = rlzoo.traced(0.1, least=0)
     """standard deviation of the noise on actions in [-1, 1]"""
-    target_noise: float = 0.2
+    target_noise: float = rlzoo.traced(0.2, least=0)
     """standard deviation of the noise on the target policy's actions"""
-    target_noise_clip: float = 0.5
+    target_noise_clip: float = rlzoo.traced(0.5, least=0)
     """where that noise is clipped"""
 
 
@@ -66,18 +71,16 @@ class Config:
 
 
 class MLP(nn.Module):
-    """The last kernel is [out, width]: with few outputs, its gradient is then several times faster
-    on a CPU."""
+    """Dense layers with ReLUs between them: [..., inputs] to [..., outputs]."""
 
-    widths: tuple[int, ...]
-    out: int
+    hidden: tuple[int, ...]
+    outputs: int
 
     @nn.compact
     def __call__(self, x):
-        for width in self.widths:
+        for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(1, 0), (self.out, x.shape[-1]))
-        return x @ kernel.T + self.param("bias", nn.initializers.zeros, (self.out,))
+        return Linear(self.outputs)(x)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -97,8 +100,7 @@ class Policy(NamedTuple):
 class State:
     params: Params
     target_params: Params
-    actor_opt: Any
-    critic_opt: Any
+    opt_states: Params
     env: EnvState
     buffer: Any
     key: jax.Array
@@ -108,163 +110,168 @@ class State:
 
 
 def td_target(target_params, sample, noise, actor, critics, config):
-    """Clipped double Q-learning (equation 10) with target policy smoothing (equation 14); noise:
-    standard normal."""
+    """Targets of both critics [batch] (equations 10 and 14).
+
+    `noise` [batch, action_dim] is standard normal; it smooths the target policy.
+    """
     batch = sample.batch
-    noise = jnp.clip(
-        config.target_noise * noise, -config.target_noise_clip, config.target_noise_clip
-    )
-    action = jnp.clip(actor(target_params.actor, batch.next_obs) + noise, -1.0, 1.0)
-    value = critics(target_params.critics, batch.next_obs, action).min(0)
-    return batch.reward + sample.discount * (1.0 - batch.terminated) * value
+    limit = config.target_noise_clip
+    noise = jnp.clip(config.target_noise * noise, -limit, limit)
+    action = actor(target_params.actor, batch.next_obs) + noise
+    action = jnp.clip(action, -1.0, 1.0)
+    next_value = critics(target_params.critics, batch.next_obs, action).min(0)
+    return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
 
 
 def critic_loss(params, batch, target, critics):
-    """Squared errors of both critics (algorithm 1), averaged over the batch; and the mean value."""
+    """Mean squared errors of the critics against `target` [batch], summed over both."""
     value = critics(params, batch.obs, batch.action)
-    return ((value - target) ** 2).mean(-1).sum(), value.mean()
+    chex.assert_shape(value, (2, *target.shape))
+    loss = ((value - target) ** 2).mean(-1).sum()
+    return loss, {"loss/critic": loss, "train/q": value.mean()}
 
 
 def actor_loss(params, critic_params, batch, actor, critics):
-    """The first critic's value of the policy's actions, negated (algorithm 1's deterministic policy
-    gradient)."""
+    """The first critic's value of the policy's actions, negated (algorithm 1)."""
     first = jax.tree.map(lambda x: x[:1], critic_params)
-    return -critics(first, batch.obs, actor(params, batch.obs)).mean()
+    action = actor(params, batch.obs)
+    loss = -critics(first, batch.obs, action).mean()
+    return loss, {"loss/actor": loss}
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
-    capacity = min(config.buffer_size, -(-config.total_steps // config.num_envs) * config.num_envs)
+    # --- schedule, in calls of `step` ---
+    num_calls = -(-config.total_steps // config.num_envs)
+    first_update = -(-config.learning_starts // config.num_envs)
+
+    # --- replay ---
+    capacity = min(config.buffer_size, num_calls * config.num_envs)
     if config.batch_size > capacity:
         raise rlzoo.Refused(
             f"batch_size={config.batch_size} is more than the {capacity} transitions that "
             "buffer_size and total_steps allow"
         )
-    if config.learning_starts < 1:
-        raise rlzoo.Refused(
-            f"learning_starts={config.learning_starts} leaves nothing to learn from; at least 1"
-        )
-    for name in ("updates", "policy_delay"):
-        if getattr(config, name) < 1:
-            raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least 1")
-    actor_net, critic_net = MLP(config.hidden, env.action_dim), MLP(config.hidden, 1)
-    flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
-    actor = lambda params, obs: jnp.tanh(actor_net.apply(params, flat(obs)))
+    buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
+
+    # --- networks, optimizer ---
+    actor_net = MLP(config.hidden, env.action_dim)
+    critic_net = MLP(config.hidden, 1)
+    optimizer = optax.adam(config.learning_rate)
+
+    def actor(params, obs):
+        """Actions [..., action_dim]."""
+        return jnp.tanh(actor_net.apply(params, env.flatten(obs)))
 
     def critics(params, obs, action):
-        pair = jnp.concatenate([flat(obs), action], -1)
+        """Values of both critics [2, ...]."""
+        pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
         return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
-
-    optimizer = optax.scale_by_adam()
-    buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
-    first_update = -(-config.learning_starts // config.num_envs)
 
     def init(key):
         actor_key, critic_key, env_key, key = jax.random.split(key, 4)
-        obs = flat(jnp.zeros(env.obs_shape))
+        obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + env.action_dim)
         critic_keys = jax.random.split(critic_key)
         params = Params(
-            actor_net.init(actor_key, obs), jax.vmap(critic_net.init, (0, None))(critic_keys, pair)
+            actor=actor_net.init(actor_key, obs),
+            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
         )
-        opt_states = (optimizer.init(part) for part in params)
         return State(
-            params, params, *opt_states, env.reset(env_key, config.num_envs), buffer.init(), key
+            params=params,
+            target_params=params,
+            opt_states=Params(*map(optimizer.init, params)),
+            env=env.reset(env_key, config.num_envs),
+            buffer=buffer.init(),
+            key=key,
         )
 
-    def collect(state, noise_key, env_key, t):
-        """One step in every environment: random before learning starts, the policy with noise from
-        then on."""
+    def collect(state, act_key, env_key, t):
+        """One step in every environment: random until learning starts, then the noisy policy."""
         shape = (config.num_envs, env.action_dim)
 
+        def random():
+            return jax.random.uniform(act_key, shape, minval=-1.0)
+
         def explore():
-            noise = config.exploration_noise * jax.random.normal(noise_key, shape)
+            noise = config.exploration_noise * jax.random.normal(act_key, shape)
             return jnp.clip(actor(state.params.actor, state.env.obs) + noise, -1.0, 1.0)
 
-        action = jax.lax.cond(
-            t < first_update, lambda: jax.random.uniform(noise_key, shape, minval=-1.0), explore
-        )
+        action = jax.lax.cond(t < first_update, random, explore)
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        return state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t)), metrics
+        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
+        return state, metrics
 
-    def descend(loss, params, opt_state):
-        (value, extra), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        direction, opt_state = optimizer.update(grads, opt_state)
-        return (
-            jax.tree.map(lambda p, d: p - config.learning_rate * d, params, direction),
-            opt_state,
-            value,
-            extra,
-        )
+    def gradient_step(loss, params, opt_state, *args):
+        """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
+        grads, metrics = jax.grad(loss, has_aux=True)(params, *args)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, metrics
 
-    def update(state, count, key):
+    def update(state, x):
+        count, key = x
         sample_key, noise_key = jax.random.split(key)
+        params, opt_states = state.params, state.opt_states
+
+        # --- sample ---
         sample = buffer.sample(state.buffer, sample_key, config.batch_size, config.discount)
-        noise = jax.random.normal(noise_key, sample.batch.action.shape)
+        batch = sample.batch
+
+        # --- critics ---
+        noise = jax.random.normal(noise_key, batch.action.shape)
         target = td_target(state.target_params, sample, noise, actor, critics, config)
-        critic_params, critic_opt, loss, value = descend(
-            lambda p: critic_loss(p, sample.batch, target, critics),
-            state.params.critics,
-            state.critic_opt,
-        )
-
-        def improve():
-            actor_params, actor_opt, loss, _ = descend(
-                lambda p: (actor_loss(p, critic_params, sample.batch, actor, critics), None),
-                state.params.actor,
-                state.actor_opt,
-            )
-            params = Params(actor_params, critic_params)
-            return (
-                params,
-                optax.incremental_update(params, state.target_params, config.tau),
-                actor_opt,
-                (loss, 1.0),
-            )
-
-        def keep():
-            return (
-                Params(state.params.actor, critic_params),
-                state.target_params,
-                state.actor_opt,
-                (0.0, 0.0),
-            )
-
-        params, target_params, actor_opt, moved = jax.lax.cond(
-            count % config.policy_delay == 0, improve, keep
+        critic_params, critic_opt, critic_metrics = gradient_step(
+            critic_loss, params.critics, opt_states.critics, batch, target, critics
         )
         state = state.replace(
-            params=params, target_params=target_params, actor_opt=actor_opt, critic_opt=critic_opt
+            params=Params(params.actor, critic_params),
+            opt_states=Params(opt_states.actor, critic_opt),
         )
-        return state, {"loss/critic": (loss, 1.0), "q": (value, 1.0), "loss/actor": moved}
+
+        # --- actor and targets ---
+        def improve(state):
+            actor_params, actor_opt, actor_metrics = gradient_step(
+                actor_loss, params.actor, opt_states.actor, critic_params, batch, actor, critics
+            )
+            new_params = Params(actor_params, critic_params)
+            state = state.replace(
+                params=new_params,
+                target_params=optax.incremental_update(new_params, state.target_params, config.tau),
+                opt_states=Params(actor_opt, critic_opt),
+            )
+            return state, actor_metrics
+
+        state, actor_metrics = rlzoo.when(count % config.policy_delay == 0, improve, state)
+        return state, critic_metrics | actor_metrics
 
     def step(state, t):
-        noise_key, env_key, update_key, key = jax.random.split(state.key, 4)
-        state, metrics = collect(state, noise_key, env_key, t)
+        act_key, env_key, update_key, key = jax.random.split(state.key, 4)
+        state, metrics = collect(state, act_key, env_key, t)
 
         def learn(state):
-            counts = t * config.updates + jnp.arange(config.updates)
-            keys = jax.random.split(update_key, config.updates)
-            state, losses = jax.lax.scan(lambda s, x: update(s, *x), state, (counts, keys))
-            return state, jax.tree.map(jnp.sum, losses)
+            counts = t * config.updates_per_step + jnp.arange(config.updates_per_step)
+            keys = jax.random.split(update_key, config.updates_per_step)
+            state, losses = jax.lax.scan(update, state, (counts, keys))
+            return state, rlzoo.total(losses)
 
-        def wait(state):
-            return state, jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1]
-            )
-
-        state, losses = jax.lax.cond(t >= first_update, learn, wait, state)
+        state, losses = rlzoo.when(t >= first_update, learn, state)
         return state.replace(key=key), metrics | losses
+
+    def policy(state):
+        return Policy(state.params.actor)
+
+    def act(policy, obs, key):
+        return actor(policy.actor, obs)
 
     return rlzoo.Algorithm(
         init,
         step,
-        lambda state: Policy(state.params.actor),
-        lambda policy, obs, key: actor(policy.actor, obs),
+        policy,
+        act,
         steps_per_call=config.num_envs,
-        updates_per_call=config.updates,
+        updates_per_call=config.updates_per_step,
     )
 
 
