@@ -14,7 +14,7 @@ from together import quick_jit
 
 import rlzoo
 from rlzoo.cli import flags
-from rlzoo.run.files import load_module
+from rlzoo.suites.files import load
 from rlzoo.tools import collect
 
 # Sizes that make a file's program tiny; a file that is not named here runs on its defaults.
@@ -174,7 +174,7 @@ def seen():
 
 
 def tiny(name):
-    module = load_module(flags.find(name))
+    module = load(flags.find(name))
     config = dataclasses.replace(module.Config(), **TINY.get(name, {}))
     return (
         module,
