@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlzoo.metrics import most as most
     from rlzoo.metrics import total as total
     from rlzoo.metrics import when as when
+    from rlzoo.run.loading import evaluate as evaluate
     from rlzoo.run.loading import load as load
     from rlzoo.run.loop import train as train
     from rlzoo.suites.registry import make as make
@@ -44,6 +45,7 @@ _HOME = {  # public name -> (module, name there); None: the module itself
     "total": ("rlzoo.metrics", "total"),
     "when": ("rlzoo.metrics", "when"),
     "main": ("rlzoo.cli", "script"),
+    "evaluate": ("rlzoo.run.loading", "evaluate"),
     "load": ("rlzoo.run.loading", "load"),
     "train": ("rlzoo.run.loop", "train"),
     "collect": ("rlzoo.tools.collect", None),

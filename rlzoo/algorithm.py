@@ -145,7 +145,7 @@ def clean_value(field: dataclasses.Field, hint: Any, value: Any, where: str = ""
     value = plain(value)
     if get_origin(hint) is Literal and value not in get_args(hint):
         raise Refused.unknown(name, str(value), map(str, get_args(hint)))
-    kind = float if hint is float else type(field.default)
+    kind = hint if hint in (bool, float, int, str) else type(field.default)
     if kind is float and type(value) is int:
         value = float(value)
     if kind is int and type(value) is float and value.is_integer():
@@ -162,12 +162,10 @@ def clean_value(field: dataclasses.Field, hint: Any, value: Any, where: str = ""
 
 
 def plain(value: Any) -> Any:
-    """Python's own number or tuple for NumPy's and lists."""
-    if isinstance(value, list | tuple):
-        return tuple(plain(part) for part in value)
-    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
-        return value.item()
-    return value
+    """Python's own number or tuple for NumPy's and JAX's, and for lists."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(plain(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def _check_bounds(name: str, value: Any, bounds: Any) -> None:

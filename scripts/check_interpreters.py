@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = """
 import sys, jax, rlzoo
 from rlzoo.cli.flags import find
-from rlzoo.run.files import load_module
+from rlzoo.suites.files import load
 for name in ("ppo", "dqn"):
-    module = load_module(find(name))
+    module = load(find(name))
     config = module.Config(total_steps=6_000)
     out = f"{sys.argv[1]}/{name}"
     run = rlzoo.train(module.make, config, seeds=2, out=out, quiet=True)

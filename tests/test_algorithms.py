@@ -21,11 +21,11 @@ from together import quick_jit
 
 import rlzoo
 from rlzoo.cli import flags
-from rlzoo.run.files import load_module
 from rlzoo.run.members import Member
 from rlzoo.run.options import Options
 from rlzoo.run.program import Program
 from rlzoo.run.trees import is_key, named
+from rlzoo.suites.files import load
 
 TINY = {
     "num_envs": 2,
@@ -166,7 +166,7 @@ class Tiny(NamedTuple):
 
 
 def tiny(name):
-    module, kind = load_module(flags.find(name)), kind_of(name)
+    module, kind = load(flags.find(name)), kind_of(name)
     continuous = kind.actions == "continuous"
     env = "probe-action-continuous" if continuous else "probe-action"
     env = "lights-out2" if kind.how == "search" else env

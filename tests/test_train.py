@@ -263,7 +263,8 @@ def test_sweeps(tmp_path, monkeypatch):
     )
     assert built == [[0, 1, 4, 5], [2, 3, 6, 7]]  # floats share a program
     settings = [
-        (m["member"], m["seed"], m["learning_rate"], m["hidden"]) for m in both.summary["members"]
+        (m["member"], m["seed"], m["learning_rate"], tuple(m["hidden"]))
+        for m in both.summary["members"]
     ]
     assert sorted(settings) == [
         (2 * i + seed, seed, rate, hidden)
@@ -774,9 +775,9 @@ def test_more_devices_than_there_are(tmp_path):
 def test_load_a_run_of_a_copied_and_edited_file(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(TOY.read_text().replace("jnp.argmax((obs", "1 - jnp.argmax((obs"))
-    from rlzoo.run.files import load_module
+    from rlzoo.suites.files import load
 
-    module = load_module(mine)
+    module = load(mine)
     run = go(tmp_path / "run", make=module.make, total_steps=20)
     assert run.summary["algorithm"] == "mine"
     mine.unlink()  # the run keeps its own copy

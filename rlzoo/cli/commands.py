@@ -39,10 +39,6 @@ def _run(
     make: Callable, Config: type, source: Source, request: Request, command: list[str]
 ) -> NoReturn:
     """Train, here or in the processes that --processes asks for, which run `command`."""
-    if request.options["dataset"] and not _reads_data(make):
-        raise Refused(
-            f"{source.path.stem} learns online and makes no use of --dataset; leave that out"
-        )
     if request.options["processes"] > 1 and "JAX_COORDINATOR_ADDRESS" not in os.environ:
         count = workers(request.options["processes"], request.members(source.fields))
         if count > 1:
@@ -74,17 +70,6 @@ def _largest(request: Request) -> str:
     }
     name = max(found, key=lambda name: found[name])
     return f"--{name.replace('_', '-')} {found[name]:,}" if found[name] >= 2**31 else ""
-
-
-def _reads_data(make: Callable) -> bool:
-    """Whether the text of `make` uses its third parameter, the data set."""
-    import ast
-    import textwrap
-
-    parameters = [*inspect.signature(make).parameters]
-    tree = ast.parse(textwrap.dedent(inspect.getsource(make)))
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return len(parameters) > 2 and parameters[2] in used
 
 
 def _asks_to_solve(argv: list[str]) -> bool:

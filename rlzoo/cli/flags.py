@@ -70,13 +70,10 @@ def read(path: Path) -> Source:
 
 
 def load_file(path: Path) -> Any:
-    """The algorithm file at `path` as a module."""
-    from rlzoo.run.files import load_module
+    """The algorithm file at `path` as a module. Raises `Refused` where it cannot be run."""
+    from rlzoo.suites.files import load
 
-    try:
-        return load_module(path)
-    except (ImportError, SyntaxError) as error:
-        raise Refused(f"{path} cannot be imported: {error}") from error
+    return load(path)
 
 
 class NotPlain(Exception):

@@ -45,9 +45,8 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
     env = registry.make(options.env)
     puzzle = searches.puzzle_of(env)
     states, known = solve.states(options, puzzle)
-    out = options.out or run_folder(path.stem, options.env)
-    if (out / "solutions.csv").exists():
-        raise Refused(f"{out} holds solutions.csv already; choose another --out")
+    if options.out and (options.out / "solutions.csv").exists():
+        raise Refused(f"{options.out} holds solutions.csv already; choose another --out")
     machine.keep_compiled()
     found = (
         solve.from_run(options.run, make, Config, env)
@@ -60,6 +59,7 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
             "again"
         )
     search = solve.build(solver, found.config, puzzle, options, own).compile(found.policy)
+    out = options.out or run_folder(path.stem, options.env)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "solutions.csv").open("w", newline="") as file:

@@ -80,6 +80,9 @@ def save(folder: Path, saved: Saved) -> None:
     empty = {key: x for key, x in arrays.items() if x.size == 0}
     meta["empty"] = {key: [list(x.shape), str(x.dtype)] for key, x in empty.items()}
     full = {key: x for key, x in arrays.items() if x.size}
+    small = min(full, key=lambda key: full[key].nbytes, default=None)
+    if small is not None:
+        meta["smallest"] = [small, list(full[small].shape), str(full[small].dtype)]
     items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(full), meta=ocp.args.JsonSave(meta))
     with _plain(folder) as link, _checkpointer() as checkpointer:
         checkpointer.save(link / str(saved.at), force=True, args=items)
@@ -87,6 +90,33 @@ def save(folder: Path, saved: Saved) -> None:
     past = [path for path in listed(folder) if int(path.name) <= saved.at]
     for old in {*listed(folder)} - {*past[:KEPT]}:
         shutil.rmtree(old)
+
+
+def prove(folder: Path, at: int) -> None:
+    """Read an array of the checkpoint `at` back from its file, the smallest one.
+
+    Raises `Refused` where that cannot be done.
+    """
+    import orbax.checkpoint as ocp
+
+    path = folder / str(at)
+    meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    try:
+        with _plain(folder) as link, _checkpointer() as checkpointer:
+            smallest = checkpointer.restore(link / path.name, args=meta).meta.get("smallest")
+            if smallest is None:
+                return
+            key, shape, kind = smallest
+            part = ocp.args.PyTreeRestore({key: np.zeros(shape, kind)}, partial_restore=True)
+            args = ocp.args.Composite(arrays=part)
+            found = checkpointer.restore(link / path.name, args=args).arrays[key]
+            if found.shape != tuple(shape):
+                raise ValueError(f"{key} is {list(found.shape)}, not {shape}")
+    except Exception as error:  # whatever orbax meets there
+        raise Refused(
+            f"the checkpoint {path} was written, but cannot be read back "
+            f"({type(error).__name__}: {error}); choose another --out"
+        ) from error
 
 
 def restore(folder: Path) -> Saved | None:

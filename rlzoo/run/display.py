@@ -19,10 +19,10 @@ class Display:
 
     PLAIN_SECONDS = 10.0
 
-    def __init__(self, algorithm: str, env: str, programs: list, quiet: bool):
+    def __init__(self, title: str, programs: list, quiet: bool):
         from rich.console import Console
 
-        self.title = f"{algorithm} {env}"
+        self.title = title
         self.programs = programs
         width = None if sys.stdout.isatty() else 160  # rich would fold tables at 80 columns
         self.console = Console(

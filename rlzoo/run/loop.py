@@ -6,6 +6,7 @@ program per value, run one after the other under the same record.
 """
 
 import contextlib
+import dataclasses
 import signal
 import time
 import types
@@ -17,12 +18,13 @@ import jax
 import numpy as np
 
 from rlzoo import machine
-from rlzoo.algorithm import Stage, clean
+from rlzoo.algorithm import Refused, Stage, clean
+from rlzoo.run import source
 from rlzoo.run.checkpoints import Saved
 from rlzoo.run.loading import read_dataset
-from rlzoo.run.members import expand_sweep, group_members
+from rlzoo.run.members import expand_sweep, group_members, swept_values
 from rlzoo.run.options import Options
-from rlzoo.run.program import Program
+from rlzoo.run.program import Program, check_precision
 from rlzoo.run.record import Record
 from rlzoo.run.trees import named
 from rlzoo.suites import registry
@@ -54,7 +56,8 @@ def train(
 
     Args:
       make: `make(config, env, dataset) -> Algorithm`.
-      config: a `Config` (or the class, for its defaults).
+      config: a `Config` (or the class, for its defaults). Its `env`, also a swept one, is whatever
+        `rlzoo.make` takes.
       dataset: for algorithms that learn from data: a data set, a file that holds one, or a mapping
         of names to these. It is handed to `make` as a traced argument.
       sweep: field -> values. Values of float fields become members of one program, values of static
@@ -67,13 +70,16 @@ def train(
     Raises `Refused` (a ValueError) with a message for the user where an option, the configuration
     or the output folder makes no sense.
     """
+    check_precision()
     config = config() if isinstance(config, type) else config
     chosen = Options.of(dataset=dataset, **options)
-    settings = expand_sweep(config, dict(sweep or {}))
+    config, values, envs = _with_ids(config, swept_values(sweep))
+    settings = expand_sweep(config, values)
     if chosen.cache:
         machine.keep_compiled()
-    programs = _programs(make, settings, read_dataset(dataset or chosen.dataset), chosen)
-    swept = {name: list(dict.fromkeys(s.swept[name] for s in settings)) for name in sweep or {}}
+    data = read_dataset(dataset or chosen.dataset)
+    programs = _programs(make, settings, envs, data, chosen)
+    swept = {name: list(dict.fromkeys(s.swept[name] for s in settings)) for name in values}
     record = Record.open(make, clean(config), swept, chosen, programs)
     with record, _interruptible() as stop:
         for program in programs:
@@ -83,9 +89,31 @@ def train(
     return Run(record.dir, record.summary)
 
 
-def _programs(make: Callable, settings: list, dataset: Any, options: Options) -> list[Program]:
-    """The programs of a run, checked as far as that goes without compiling them."""
-    envs = {id: registry.make(id) for id in dict.fromkeys(s.config.env for s in settings)}
+def _with_ids(config: Any, sweep: dict[str, list]) -> tuple[Any, dict[str, list], dict[str, Any]]:
+    """`config` and `sweep` with ids in place of environments, and id -> what makes it."""
+    envs: dict[str, Any] = {}
+
+    def name(env: Any) -> str:
+        id = registry.id_of(env)
+        envs.setdefault(id, env if id.startswith(registry.NOTEBOOK) else id)
+        return id
+
+    config = dataclasses.replace(config, env=name(config.env))
+    if "env" in sweep:
+        sweep = sweep | {"env": [name(env) for env in sweep["env"]]}
+    return config, sweep, envs
+
+
+def _programs(
+    make: Callable, settings: list, given: dict[str, Any], dataset: Any, options: Options
+) -> list[Program]:
+    """The programs of a run, checked as far as that goes without compiling them.
+
+    Args:
+      given: id of an environment -> what makes it.
+    """
+    ids = dict.fromkeys(setting.config.env for setting in settings)
+    envs = {id: registry.make(given[id]) for id in ids}
     if dataset is not None:
         from rlzoo.dataset import check
 
@@ -98,6 +126,9 @@ def _programs(make: Callable, settings: list, dataset: Any, options: Options) ->
     for program in programs:
         what = f"the training states of {len(program.members)} members (replay included)"
         machine.check_fits(program.state_bytes(), program.devices[0], what)
+    if dataset is not None and not any(program.reads_data() for program in programs):
+        name = source.name_of(make)
+        raise Refused(f"{name} makes no use of a data set; leave --dataset out")
     return programs
 
 

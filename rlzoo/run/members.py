@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 from rlzoo.algorithm import Refused, clean, clean_value, is_static
@@ -24,6 +25,16 @@ class Member(NamedTuple):
     swept: dict
 
 
+def swept_values(sweep: Mapping[str, Any] | None) -> dict[str, list]:
+    """A sweep as field -> list of values. Raises `Refused` where a field has no list of them."""
+    found = {}
+    for name, values in (sweep or {}).items():
+        if isinstance(values, str) or not hasattr(values, "__iter__"):
+            raise Refused(f"--sweep {name}: {values!r} is one value; give a list of values")
+        found[name] = list(values)
+    return found
+
+
 def expand_sweep(config: Any, sweep: dict[str, list]) -> list[Setting]:
     """Every combination of the swept values, each checked as `rlzoo.algorithm.clean` does.
 
@@ -35,7 +46,7 @@ def expand_sweep(config: Any, sweep: dict[str, list]) -> list[Setting]:
     for name, values in sweep.items():
         if name not in fields:
             raise Refused.unknown("--sweep field", name, fields)
-        if not len(values):
+        if not values:
             raise Refused(f"--sweep {name}= has no values")
         found = [clean_value(fields[name], hints[name], value, "--sweep ") for value in values]
         for i, value in enumerate(found):

@@ -1,6 +1,8 @@
 """How to run, as opposed to what to learn: the flags that every algorithm has."""
 
+import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +60,12 @@ class Options:
             given["dataset"] = tuple(f"{name}={file}" for name, file in files.items())
         elif isinstance(dataset, tuple | list):
             given["dataset"] = tuple(map(str, dataset))
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in given:
+            if name not in known:
+                raise Refused.unknown("option", name, known)
+        if given.get("out") is not None:
+            given["out"] = str(Path(given["out"]).expanduser())
         options = cls(**{name: plain(value) for name, value in given.items()})
         options.check()
         return options
@@ -81,10 +89,10 @@ class Options:
             ("processes", 1),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < low):
-                raise Refused(
-                    f"--{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {low}"
-                )
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= low):
+                flag = name.replace("_", "-")
+                raise Refused(f"--{flag} is {value!r}; it must be a whole number of at least {low}")
         if self.seed + self.seeds > 2**32:
             raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
         if self.resume and self.out is None:
@@ -93,8 +101,24 @@ class Options:
 
 
 def run_folder(algorithm: str, env: str) -> Path:
-    """Where a run goes that was not told where."""
-    return Path("runs", algorithm, env.replace("/", "-"), time.strftime("%Y-%m-%d-%H%M%S"))
+    """A new, empty folder for a run that was not told where to go; no other call gets it too.
+
+    Raises `Refused` where it cannot be made.
+    """
+    from rlzoo.suites.registry import short  # here, since it starts jax
+
+    place = short(env).replace("/", "-")[:100]
+    first = Path("runs", algorithm, place, time.strftime("%Y-%m-%d-%H%M%S"))
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        for count in itertools.count(1):
+            folder = first if count == 1 else first.with_name(f"{first.name}-{count}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise Refused(f"cannot write to {first}: {error.strerror}; choose another --out") from error
+    raise AssertionError("there is always a free number")
 
 
 def parse_dataset(entries: tuple[str, ...]) -> str | dict[str, str]:

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlzoo import env as environments
 from rlzoo import machine
 from rlzoo.algorithm import Algorithm, Refused, Stage
+from rlzoo.dataset import normalized_score
 from rlzoo.metrics import combine, counted
 from rlzoo.run.members import Member
 from rlzoo.run.options import Options
@@ -229,9 +231,37 @@ class Program:
         metrics = {"eval/return": fold(returns).mean(1), "eval/length": fold(lengths).mean(1)}
         scored = next((data for data in _datasets(self.dataset) if data.reference), None)
         if scored is not None:
-            low, high = scored.reference
-            metrics["eval/score"] = 100.0 * (metrics["eval/return"] - low) / (high - low)
+            metrics["eval/score"] = normalized_score(scored, metrics["eval/return"])
         return metrics
+
+    # -- what is read --
+
+    def reads_data(self) -> bool:
+        """Whether training or evaluation reads any array of the data set, not its shapes alone."""
+        if any(stage.enter or stage.until for stage in self.stages):
+            return True  # the host may read it
+
+        def evaluate(states: Any, leaves: Any, dataset: Any) -> Any:
+            def added(alg: Algorithm, state: Any) -> Any:
+                return alg.evaluate(state, jax.random.key(0)) if alg.evaluate else ()
+
+            return self._each(added, states, leaves=leaves, dataset=dataset)
+
+        def step(stage: int, states: Any, leaves: Any, dataset: Any) -> Any:
+            return self._step(stage, states, leaves, dataset, jnp.int32(0))
+
+        steps: list[Callable] = [
+            functools.partial(step, stage) for stage in range(len(self.stages))
+        ]
+        return self._reads(self._init, self.seeds) or any(
+            self._reads(function, self.state_spec) for function in [*steps, evaluate]
+        )
+
+    def _reads(self, function: Callable, state: Any) -> bool:
+        """Whether `function(state, leaves, dataset)` reads an array of the data set."""
+        program = jax.make_jaxpr(function)(state, self.leaves, self.dataset).jaxpr
+        _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+        return any(read[-len(jax.tree.leaves(self.dataset)) :])
 
     # -- compiled --
 
@@ -394,6 +424,15 @@ class Program:
                 f"the checkpoint holds {'; '.join(other[:4])}: it is of another version of the "
                 "algorithm; start again in another --out"
             )
+
+
+def check_precision() -> None:
+    """Raise `Refused` where jax computes in 64 bits."""
+    if jax.config.values["jax_enable_x64"]:
+        raise Refused(
+            "jax is set to 64 bits, but everything here is of 32: unset JAX_ENABLE_X64, or call "
+            "jax.config.update('jax_enable_x64', False)"
+        )
 
 
 def _name(members: list[Member]) -> str:

@@ -5,11 +5,8 @@ Everything here runs on the host between compiled chunks. In a run of several pr
 """
 
 import dataclasses
-import inspect
 import itertools
 import os
-import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -23,12 +20,13 @@ import rlzoo
 from rlzoo import machine
 from rlzoo.algorithm import Refused
 from rlzoo.report import curves, reading
-from rlzoo.run import checkpoints, loggers
+from rlzoo.run import checkpoints, loggers, source
 from rlzoo.run.display import Display
-from rlzoo.run.files import load_module, restored, strict, write_json
+from rlzoo.run.files import LOCK, Lock, command_line, restored, strict, write_json
 from rlzoo.run.options import Options, run_folder
 from rlzoo.run.rows import Rows
 from rlzoo.run.summary import summarize
+from rlzoo.suites import files, registry
 
 
 class Record:
@@ -47,6 +45,8 @@ class Record:
         self.loggers: list[loggers.Logger] = []
         self.programs: list = []
         self._resumed = False
+        self._lock: Lock | None = None
+        self._proven = False
 
     # ---- opening ---------------------------------------------------------------------------------
 
@@ -58,11 +58,10 @@ class Record:
         something else."""
         import jax
 
-        source = Path(inspect.getsourcefile(make) or "")
-        algorithm = source.stem if source.suffix == ".py" else make.__module__
+        algorithm = source.name_of(make)
         description = {
             "algorithm": algorithm,
-            "env": config.env,
+            "env": registry.short(config.env),
             "config": dataclasses.asdict(config),
             "score": {
                 "name": programs[0].algorithm.score,
@@ -78,13 +77,14 @@ class Record:
                 "devices": len(programs[0].devices),
                 "members": [len(p.members) for p in programs],
             },
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "source": source.name if source.suffix == ".py" else None,
+            "command": command_line(sys.argv),
+            "source": None,
+            "home": str(source.folder_of(make)),
             "versions": {
                 name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "gymnax", "brax")
             }
             | {"rlzoo": rlzoo.__version__, "python": ".".join(map(str, sys.version_info[:3]))},
-            "commit": machine.git_commit(source.parent),
+            "commit": machine.git_commit(source.folder_of(make)),
             "hardware": machine.describe(),
             "prng": str(jax.random.key_impl(jax.random.key(0))),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -96,37 +96,66 @@ class Record:
         folder = Path(options.out or run_folder(algorithm, config.env))
         record = cls.read(folder) if options.resume else cls(folder, description)
         record.writes = jax.process_index() == 0
-        if options.resume:
-            record._continue(description, options.force)
-        elif record.writes:
-            record._create(source)
-        if record.writes:
-            record.loggers = loggers.open_loggers(record.dir, record.description, options)
-        record.display = Display(
-            algorithm, config.env, programs, options.quiet or not record.writes
-        )
         record.programs = programs
+        try:
+            record._open(make, type(config), description, options)
+        except BaseException:
+            record._close()
+            raise
         return record
 
-    def _create(self, source: Path) -> None:
-        if (self.dir / "config.json").exists():
-            raise Refused(
-                f"{self.dir} already holds a run: continue it with --resume, or choose another --out"
-            )
-        if self.dir.exists() and (not self.dir.is_dir() or any(self.dir.iterdir())):
-            raise Refused(f"{self.dir} already holds other files: choose another --out")
+    def _open(self, make: Callable, kind: type, description: dict, options: Options) -> None:
+        if options.resume:
+            self._continue(description, options.force)
+        elif self.writes:
+            self._create(make, kind)
+        if self.writes:
+            self.loggers = loggers.open_loggers(self.dir, self.description, options)
+        title = f"{description['algorithm']} {description['env']}"
+        self.display = Display(title, self.programs, options.quiet or not self.writes)
+
+    def _close(self) -> None:
+        """Close the loggers, and let others write."""
+        try:
+            for logger in self.loggers:
+                logger.close(self.summary)
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def _create(self, make: Callable, kind: type) -> None:
+        self._check_empty()
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            if self.description["source"]:
-                shutil.copy(source, self.dir / source.name)
+            self._lock = Lock(self.dir)
+            self._check_empty()  # who had the lock before may have begun a run
+            self.description["source"], why = source.keep(make, kind, self.dir)
             # Last: a folder that has it can be resumed and loaded.
             write_json(self.dir / "config.json", self.description)
         except OSError as error:
             raise Refused(
                 f"cannot write to {self.dir}: {error.strerror}; choose another --out"
             ) from error
+        if why:
+            print(
+                f"note: no copy of the algorithm is kept ({why}); to load the run, hand over the "
+                "original: rlzoo.load(run, make=make, Config=Config)",
+                file=sys.stderr,
+            )
+
+    def _check_empty(self) -> None:
+        """Raise `Refused` where the folder holds anything."""
+        if (self.dir / "config.json").exists():
+            raise Refused(
+                f"{self.dir} already holds a run: continue it with --resume, or choose another --out"
+            )
+        held = [p.name for p in self.dir.iterdir()] if self.dir.is_dir() else []
+        if held not in ([], [LOCK]) or (self.dir.exists() and not self.dir.is_dir()):
+            raise Refused(f"{self.dir} already holds other files: choose another --out")
 
     def _continue(self, now: dict, force: bool) -> None:
+        if self.writes:
+            self._lock = Lock(self.dir)
         before = self.description
         changes = _changes(before, now)
         if changes and not force:
@@ -185,17 +214,19 @@ class Record:
         return kind(**{name: restored(value, known[name]) for name, value in recorded.items()})
 
     def module(self) -> Any:
-        """The run's own copy of its algorithm file, as a module."""
+        """The run's own copy of its algorithm, as a module."""
         if not self.description["source"]:
             raise Refused(
-                f"{self.dir} has no copy of its algorithm, which was not defined in a file"
+                f"{self.dir} has no copy of its algorithm; hand over the original: "
+                "rlzoo.load(run, make=make, Config=Config)"
             )
         path = self.dir / self.description["source"]
         if not path.is_file():
             raise Refused(
                 f"{self.dir} has lost {path.name}, its copy of its algorithm; put that file back"
             )
-        return load_module(path)
+        home = self.description.get("home")
+        return files.load(path, Path(home) if home else self.dir)
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -205,8 +236,13 @@ class Record:
 
     def save(self, program: Any, saved: checkpoints.Saved) -> None:
         """Write a checkpoint."""
-        if self.writes:
-            checkpoints.save(self.checkpoint_folder(program.index), saved)
+        if not self.writes:
+            return
+        folder = self.checkpoint_folder(program.index)
+        checkpoints.save(folder, saved)
+        if not self._proven:
+            checkpoints.prove(folder, saved.at)
+            self._proven = True
 
     def restore(self, program: int) -> checkpoints.Saved | None:
         """The newest checkpoint that can be read, None where there is none at all.
@@ -292,21 +328,25 @@ class Record:
             self.display.close()
         whole = all(program.index in self.finished for program in self.programs)
         status = "failed" if error else "done" if whole else "interrupted"
+        summary: dict = {}
         try:
             if self.writes:
-                self._finish(status, error)
+                summary = self._finish(status, error)
         finally:
-            for logger in self.loggers:
-                logger.close(self.summary)
+            self._close()
         if self.display and not error:
-            self.display.end(self.dir, self.summary, list(self.sweep))
+            self.display.end(self.dir, summary, list(self.sweep))
 
-    def _finish(self, status: str, error: Any) -> None:
+    def _finish(self, status: str, error: Any) -> dict:
+        """Write what stands at the end of a run. Returns the summary with numbers that JSON does
+        not know."""
         rows = self.rows.read()
-        self.summary = summarize(status, error, self.description, rows, self.reached)
-        write_json(self.dir / "summary.json", self.summary)
+        summary = summarize(status, error, self.description, rows, self.reached)
+        self.summary = strict(summary)  # as it will be read back
+        write_json(self.dir / "summary.json", summary)
         if any(row.get(self.description["score"]["name"]) for row in rows):
             curves.write_curve(self.dir)
+        return summary
 
 
 def _changes(before: dict, now: dict) -> list[str]:

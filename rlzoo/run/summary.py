@@ -81,9 +81,12 @@ def _member(member: Any, rows: list[dict], score: str, threshold: float | None) 
 
 def _settings(members: list[dict], name: str) -> list[dict]:
     """Statistics of each swept setting, with the step of the score."""
-    settings = statistics.summarize(members, name)
+    plain = [{key: x for key, x in m.items() if key != "score_step"} for m in members]
+    settings = statistics.summarize(plain, name)
     for setting in settings:
-        mine = [m for m in members if all(m.get(k) == v for k, v in setting.items() if k in m)]
+        swept = [(key, x) for key, x in setting.items() if key in plain[0] and key != "diverged"]
+        # As text, since nan is not equal to itself.
+        mine = [m for m in members if all(repr(m[key]) == repr(x) for key, x in swept)]
         steps = [m["score_step"] for m in mine if m["score_step"] is not None]
         setting["step"] = max(steps, default=None)
     return settings

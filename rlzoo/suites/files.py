@@ -17,35 +17,49 @@ from gymnax import registration
 from rlzoo.algorithm import Refused
 
 
-def load(path: str | Path) -> ModuleType:
-    """The module of the file at `path`: the one that is imported already, or a new one.
+def load(path: str | Path, home: Path | None = None) -> ModuleType:
+    """The module of the file at `path`: the one that is imported already, or a new one. A file
+    that has changed since is run again.
 
     Its folder comes onto the path, so that it finds what stands beside it; a file of a package is
     imported as a part of it. Raises `Refused` where there is no such file, or it cannot be run.
+
+    Args:
+      home: of a copy, the folder of the original.
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise Refused(f"there is no file {path}")
+    text = f"{path}\n".encode() + path.read_bytes()
+    name = f"{OWN}{path.stem}_{hashlib.sha256(text).hexdigest()[:8]}"
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and Path(file).resolve() == path:
+        old = OWN in module.__name__ and not module.__name__.endswith(name)
+        if file and Path(file).resolve() == path and not old:
             return module
-    root, parts = path.parent, [path.stem]
+    root = home or path.parent
+    package: list[str] = []
     while (root / "__init__.py").exists():
-        root, parts = root.parent, [root.name, *parts]
-    if str(root) not in sys.path:
+        root, package = root.parent, [root.name, *package]
+    if root.is_dir() and str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return explained(str(path), lambda: _run(path, parts))
+    known = bool(package) and home is None
+    full = ".".join([*package, path.stem if known else name])
+    return explained(str(path), lambda: _run(path, full, known))
 
 
-def _run(path: Path, parts: list[str]) -> ModuleType:
+OWN = "rlzoo_file_"
+"""What the names of modules begin with that cannot be imported by a name."""
+
+
+def _run(path: Path, name: str, known: bool) -> ModuleType:
+    """The file as the module `name`, which Python finds by itself where it is `known`."""
     with (
         mock.patch.multiple(registration, register=_register),
         mock.patch.object(gymnax, "register", _register),
     ):
-        if len(parts) > 1:
-            return importlib.import_module(".".join(parts))
-        name = f"rlzoo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if known:
+            return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)

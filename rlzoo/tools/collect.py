@@ -34,7 +34,13 @@ NOISE = 0x0153  # folded into a policy's key, so that noise never touches its ra
 
 
 def policy(
-    run: str | Path, episodes: int, *, member: int | None = None, noise: float = 0.0, seed: int = 0
+    run: str | Path,
+    episodes: int,
+    *,
+    member: int | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    env: Any = None,
 ) -> Dataset:
     """Whole episodes of a trained policy, acting as it is evaluated.
 
@@ -45,14 +51,15 @@ def policy(
       noise: discrete actions: share of random ones; continuous actions: standard deviation of
         Gaussian noise, in units of [-1, 1]. What is recorded is the action that the environment
         took.
+      env: the run's environment, where it was one of a notebook.
 
     Raises `Refused` where there is no such run or member.
     """
     parts = []
-    for index, name, (env, algorithm, state) in _members(run, member):
+    for index, name, (made, algorithm, state) in _members(run, member, env):
         key = jax.random.fold_in(jax.random.key(seed), index)
         data = record(
-            env, algorithm.act, algorithm.policy(state), episodes, key, algorithm.memory, noise
+            made, algorithm.act, algorithm.policy(state), episodes, key, algorithm.memory, noise
         )
         source = f"{name}, member {index}, noise {noise:g}, seed {seed}"
         parts.append(dataclasses.replace(data, source=source))
@@ -67,7 +74,7 @@ def random(env: str, episodes: int, *, seed: int = 0) -> Dataset:
     return dataclasses.replace(data, source=f"random, seed {seed}")
 
 
-def replay(run: str | Path, *, member: int | None = None) -> Dataset:
+def replay(run: str | Path, *, member: int | None = None, env: Any = None) -> Dataset:
     """The replay buffer that a run ended with: the rows of one environment after the other, in the
     order of time.
 
@@ -75,13 +82,13 @@ def replay(run: str | Path, *, member: int | None = None) -> Dataset:
     episode of each environment lacks its beginning, so its return is that of a part.
 
     Args:
-      run, member: as for `policy`.
+      run, member, env: as for `policy`.
 
     Raises `Refused` where there is no such run or member, or its training state holds no replay of
     transitions.
     """
     parts = []
-    for index, name, found in _members(run, member):
+    for index, name, found in _members(run, member, env):
         source = f"{name}, replay of member {index}"
         parts.append(from_arrays(_replayed(found.state), env=found.env.id, source=source))
     return concatenate(parts)
@@ -170,11 +177,11 @@ def _taken(env: Env, action: Any, noise: float, key: jax.Array) -> jax.Array:
     return jnp.where(random, env.random_action(random_key), jnp.asarray(action, jnp.int32))
 
 
-def _members(run: str | Path, member: int | None) -> Iterator[tuple[int, str, Trained]]:
+def _members(run: str | Path, member: int | None, env: Any) -> Iterator[tuple[int, str, Trained]]:
     """Number, algorithm and training of one member of a run, or of all of them."""
     about = Record.read(run).description
     for index in range(sum(about["layout"]["members"])) if member is None else [member]:
-        yield index, about["algorithm"], trained(run, index)
+        yield index, about["algorithm"], trained(run, index, env=env)
 
 
 def _replayed(state: Any) -> Arrays:

@@ -38,6 +38,7 @@ def play(
     seed: int = 0,
     fps: float = 30.0,
     steps: int | None = None,
+    env: Any = None,
 ) -> Path:
     """Roll episodes of a trained policy, say how they went, and draw them.
 
@@ -49,6 +50,7 @@ def play(
       seed: of the episodes.
       fps: pictures, that is steps, a second.
       steps: cut episodes after so many steps.
+      env: the run's environment, where it was one of a notebook.
 
     Returns the file written. Raises `Refused` where an argument makes no sense, or the file cannot
     be written.
@@ -64,7 +66,7 @@ def play(
         else Path(re.sub("[^A-Za-z0-9_.-]", "-", f"{random}.gif"))
     )
     out = Path(out or default)
-    env, act, memory = _player(run, random, member)
+    env, act, memory = _player(run, random, member, env)
     _check_file(out, fps, env)
     rolled = []
     for frames in roll(env, act, memory, jax.random.split(jax.random.key(seed), episodes), steps):
@@ -77,13 +79,13 @@ def play(
     return out
 
 
-def _player(run: str | Path | None, random: str | None, member: int) -> tuple:
+def _player(run: str | Path | None, random: str | None, member: int, env: Any) -> tuple:
     """Environment, and of the policy `act` and memory as of `rlzoo.env.begin` and `advance`."""
     if run is None:
         env = registry.make(str(random))
         act = lambda policy, obs, key: env.random_action(key)
         return env, *environments.acting(act, None, None, 1)
-    found = trained(run, member)
+    found = trained(run, member, env=env)
     algorithm = found.algorithm
     return found.env, *environments.acting(algorithm.act, algorithm.memory, found.policy, 1)
 
