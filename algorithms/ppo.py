@@ -1,34 +1,39 @@
-"""PPO: proximal policy optimisation with the clipped objective and generalised advantage
-estimation.
+"""PPO: proximal policy optimization with the clipped objective.
 
-Papers: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9; GAE: Schulman et al. 2015 (arXiv
-1506.02438), equations 11-16. Discrete and continuous actions, vector and image observations.
-
-Run:    python algorithms/ppo.py --env CartPole-v1 --seeds 8 --learning-rate 1e-3
-Expect: a return of 500 within 100,000 steps (results/baselines, also for Pendulum and MinAtar)
-
-Metrics: `loss/policy`, `loss/value` and `entropy` (nats) are averages over all minibatches; `kl` is
-the estimate E[r - 1 - log r] of KL(old || new); `clipped` is the fraction of samples outside the
-clip range; `explained` is the share of the returns' variance that the values of the rollout
-explain.
-
-Where it departs from the paper: actor and critic are separate networks; advantages are normalised
-within each minibatch; the learning rate falls linearly to zero (`anneal`). Truncated episodes
-bootstrap from the value of the true successor observation, which the paper leaves open and most
-implementations get wrong.
+Paper: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9. Generalized advantage
+    estimation: Schulman et al. 2015 (arXiv 1506.02438), equations 11 to 16.
+Kind: online, actor-critic, discrete and continuous
+Run: python algorithms/ppo.py --env CartPole-v1 --seeds 5
+Result: a return of 500 on CartPole within 500,000 steps (results/baselines, also Pendulum and
+    MinAtar)
+Metrics:
+    loss/policy     the clipped objective, negated; its size says little
+    loss/value      half the mean squared error of the values
+    train/entropy   entropy of the policy in nats; it should fall slowly
+    train/kl        estimate E[r - 1 - log r] of KL(old || new); healthy below 0.03
+    train/clip_fraction         share of the samples outside the clip range; healthy below 0.3
+    train/explained_variance    share of the returns' variance that the values of the rollout explain
+    train/return    return of the episodes that ended in training
+    All but the last two are averages over all minibatches.
+Deviations:
+    Actor and critic are separate networks. Advantages are normalized within each minibatch.
+    The learning rate falls linearly to zero (anneal_lr).
+    A truncated episode bootstraps from its true successor, which the paper leaves open.
 """
 
 from typing import Any, NamedTuple
 
+import chex
+import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
 import rlzoo
 from rlzoo.env import EnvState, done
+from rlzoo.fast import Linear, permutations
 from rlzoo.normalize import RewardScale, RunningStats
 
 
@@ -36,36 +41,36 @@ from rlzoo.normalize import RewardScale, RunningStats
 class Config:
     env: str = rlzoo.static("CartPole-v1")
     """environment id"""
-    total_steps: int = rlzoo.static(500_000)
+    total_steps: int = rlzoo.static(500_000, least=1)
     """environment steps of each member"""
-    num_envs: int = rlzoo.static(4)
+    num_envs: int = rlzoo.static(4, least=1)
     """environments stepped together"""
-    num_steps: int = rlzoo.static(128)
+    num_steps: int = rlzoo.static(128, least=1)
     """steps in each environment between updates"""
-    epochs: int = rlzoo.static(4)
+    num_epochs: int = rlzoo.static(4, least=1)
     """passes over each rollout"""
-    minibatches: int = rlzoo.static(4)
+    num_minibatches: int = rlzoo.static(4, least=1)
     """minibatches in each pass"""
-    hidden: tuple[int, ...] = rlzoo.static((64, 64))
+    hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critic alike"""
-    learning_rate: float = 2.5e-4
+    learning_rate: float = rlzoo.traced(1e-3, above=0)
     """Adam's step size at the start"""
-    anneal: bool = rlzoo.static(True)
+    anneal_lr: bool = rlzoo.static(True)
     """let the learning rate fall linearly to zero"""
-    discount: float = 0.99
+    discount: float = rlzoo.traced(0.99, least=0, most=1)
     """gamma"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    clip: float = 0.2
+    gae_lambda: float = rlzoo.traced(0.95, least=0, most=1)
+    """lambda of generalized advantage estimation"""
+    clip_eps: float = rlzoo.traced(0.2, above=0)
     """clip range epsilon of the probability ratio"""
-    entropy_coef: float = 0.01
+    entropy_coef: float = rlzoo.traced(0.01, least=0)
     """weight of the entropy bonus"""
-    value_coef: float = 0.5
+    value_coef: float = rlzoo.traced(0.5, least=0)
     """weight of the value loss"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: float = rlzoo.traced(0.5, above=0)
     """gradients are scaled down to this global norm"""
     normalize_obs: bool = rlzoo.static(False)
-    """centre and scale observations by their running statistics"""
+    """center and scale observations by their running statistics"""
     normalize_reward: bool = rlzoo.static(False)
     """scale rewards by the running deviation of the discounted return"""
 
@@ -73,22 +78,19 @@ class Config:
 # ---- networks ------------------------------------------------------------------------------------
 
 
-class MLP(nn.Module):
-    """The last kernel is [out, width]: with few outputs, its gradient is then six times faster on a
-    CPU."""
+class TanhMLP(nn.Module):
+    """Dense layers with tanh between them, orthogonal at first: [..., inputs] to [..., outputs]."""
 
-    widths: tuple[int, ...]
-    out: int
-    out_scale: float
+    hidden: tuple[int, ...]
+    outputs: int
+    output_scale: float
 
     @nn.compact
     def __call__(self, x):
-        for width in self.widths:
-            x = nn.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
-        kernel = self.param(
-            "kernel", nn.initializers.orthogonal(self.out_scale), (self.out, x.shape[-1])
-        )
-        return x @ kernel.T + self.param("bias", nn.initializers.zeros, (self.out,))
+        orthogonal = nn.initializers.orthogonal
+        for width in self.hidden:
+            x = nn.tanh(nn.Dense(width, kernel_init=orthogonal(2**0.5))(x))
+        return Linear(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -129,190 +131,205 @@ class Batch(NamedTuple):
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def gae(reward, value, next_value, terminated, done, discount, lam):
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16) over [length, num_envs].
+def gae(reward, value, next_value, terminated, done, discount, gae_lambda):
+    """Generalized advantage estimates [length, num_envs] (arXiv 1506.02438, equation 16).
 
     delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t), where s_{t+1} is the true
-    successor, so that a truncated episode still bootstraps; the sum of deltas is cut wherever an
+    successor, so that a truncated episode still bootstraps. The sum of deltas is cut wherever an
     episode is done.
     """
+    chex.assert_equal_shape([reward, value, next_value, terminated, done])
     delta = reward + discount * (1.0 - terminated) * next_value - value
-    decay = discount * lam * (1.0 - done)
+    decay = discount * gae_lambda * (1.0 - done)
 
-    def body(advantage, x):
-        advantage = x[0] + x[1] * advantage
+    def backward(next_advantage, x):
+        delta, decay = x
+        advantage = delta + decay * next_advantage
         return advantage, advantage
 
-    return jax.lax.scan(body, jnp.zeros_like(delta[0]), (delta, decay), reverse=True, unroll=16)[1]
+    last = jnp.zeros_like(delta[0])
+    _, advantage = jax.lax.scan(backward, last, (delta, decay), reverse=True, unroll=16)
+    return advantage
 
 
-def log_prob_and_entropy(head, log_std, action):
-    """Of a categorical with logits `head` [..., num_actions], or of a diagonal Gaussian with mean
-    `head`."""
+def distribution(head, log_std):
+    """Of actions: categorical with logits `head` [..., num_actions], or, where `log_std`
+    [action_dim] is given, Gaussian with mean `head` [..., action_dim]."""
     if log_std is None:
-        log_probs = jax.nn.log_softmax(head)
-        taken = (log_probs * jax.nn.one_hot(action, head.shape[-1])).sum(-1)
-        return taken, -(jnp.exp(log_probs) * log_probs).sum(-1)
-    z = (action - head) * jnp.exp(-log_std)
-    constant = 0.5 * jnp.log(2 * jnp.pi) + log_std
-    return -(0.5 * z**2 + constant).sum(-1), jnp.broadcast_to((0.5 + constant).sum(), z.shape[:-1])
+        return distrax.Categorical(head)
+    return distrax.MultivariateNormalDiag(head, jnp.broadcast_to(jnp.exp(log_std), head.shape))
 
 
 def loss(params, batch, actor, critic, config):
-    """Equation 9: clipped surrogate (equation 7), squared value error, entropy bonus. Metrics: see
-    METRICS."""
-    log_prob, entropy = log_prob_and_entropy(
-        actor(params.actor, batch.obs), params.log_std, batch.action
-    )
-    value = critic(params.critic, batch.obs)[..., 0]
+    """Equation 9: clipped surrogate (equation 7), squared value error, entropy bonus."""
+    pi = distribution(actor(params.actor, batch.obs), params.log_std)
+    log_prob = pi.log_prob(batch.action)
+    value = critic(params.critic, batch.obs)
+    chex.assert_equal_shape([log_prob, batch.log_prob, value, batch.target, batch.advantage])
+
+    # --- policy ---
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
+    clipped_ratio = jnp.clip(ratio, 1.0 - config.clip_eps, 1.0 + config.clip_eps)
     advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
-    terms = (
-        -jnp.minimum(ratio * advantage, clipped * advantage),
-        0.5 * (value - batch.target) ** 2,
-        entropy,
-    )
-    policy_loss, value_loss, bonus = (term.mean() for term in terms)
-    total = policy_loss + config.value_coef * value_loss - config.entropy_coef * bonus
-    return total, jnp.stack([*terms, ratio - 1.0 - log_ratio, clipped != ratio]).mean(-1)
+    policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
 
-
-METRICS = ("loss/policy", "loss/value", "entropy", "kl", "clipped")
-
-
-def shuffles(key, count, size):
-    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are
-    the index.
-
-    One sort of single words is several times faster on a CPU than `jax.random.permutation`.
-    """
-    low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
-    bits = jax.random.bits(key, (count, size))
-    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(
-        jnp.int32
-    )
+    # --- value and entropy ---
+    value_loss = 0.5 * ((value - batch.target) ** 2).mean()
+    entropy = pi.entropy().mean()
+    total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    return total, {
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "train/entropy": entropy,
+        "train/kl": (ratio - 1.0 - log_ratio).mean(),
+        "train/clip_fraction": (clipped_ratio != ratio).mean(),
+    }
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
+    # --- sizes ---
     size = config.num_envs * config.num_steps
-    if size % config.minibatches:
+    if size % config.num_minibatches:
         raise rlzoo.Refused(
-            f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}"
+            f"num_minibatches={config.num_minibatches} does not divide num_envs * num_steps = "
+            f"{size}"
         )
+    num_calls = -(-config.total_steps // size)
+    updates_per_call = config.num_epochs * config.num_minibatches
+
+    # --- networks ---
     outputs = env.num_actions if env.discrete else env.action_dim
-    actor_net = MLP(config.hidden, outputs, 0.01)
-    critic_net = MLP(config.hidden, 1, 1.0)
-    flat = lambda obs: obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
-    actor = lambda params, obs: actor_net.apply(params, flat(obs))
-    critic = lambda params, obs: critic_net.apply(params, flat(obs))
-    updates = -(-config.total_steps // size) * config.epochs * config.minibatches
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    actor_net = TanhMLP(config.hidden, outputs, output_scale=0.01)
+    critic_net = TanhMLP(config.hidden, 1, output_scale=1.0)
+
+    def actor(params, obs):
+        """Logits or means [..., outputs]."""
+        return actor_net.apply(params, env.flatten(obs))
+
+    def critic(params, obs):
+        """Values [...]."""
+        return critic_net.apply(params, env.flatten(obs))[..., 0]
+
+    # --- optimizer ---
+    learning_rate = config.learning_rate
+    if config.anneal_lr:
+        learning_rate = optax.linear_schedule(learning_rate, 0.0, num_calls * updates_per_call)
+    # One vector of all parameters: an update is then a few fused loops.
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=1e-5)
+        )
     )
 
     def init(key):
         actor_key, critic_key, env_key, key = jax.random.split(key, 4)
-        obs = flat(jnp.zeros(env.obs_shape))
-        log_std = None if env.discrete else jnp.zeros(outputs)
-        params = Params(actor_net.init(actor_key, obs), critic_net.init(critic_key, obs), log_std)
+        obs = jnp.zeros(env.obs_shape)
+        params = Params(
+            actor=actor_net.init(actor_key, env.flatten(obs)),
+            critic=critic_net.init(critic_key, env.flatten(obs)),
+            log_std=None if env.discrete else jnp.zeros(outputs),
+        )
         return State(
             params=params,
-            opt_state=optimizer.init(ravel_pytree(params)[0]),
+            opt_state=optimizer.init(params),
             env=env.reset(env_key, config.num_envs),
-            stats=RunningStats.init(jnp.zeros(env.obs_shape)) if config.normalize_obs else None,
+            stats=RunningStats.init(obs) if config.normalize_obs else None,
             reward_scale=RewardScale.init(config.num_envs) if config.normalize_reward else None,
             key=key,
         )
 
-    def see(stats, obs):
+    def preprocess(stats, obs):
         return obs.astype(jnp.float32) if stats is None else stats.normalize(obs)
 
     def collect(state, noise_key, env_key, t):
-        """Roll the policy, then judge all steps at once: the critic runs over the whole rollout,
-        not within it."""
+        """A rollout of the policy, and the batch [size, ...] to learn from.
+
+        The critic runs once over the whole rollout, not within it.
+        """
+        # --- act ---
         shape = (config.num_steps, config.num_envs, outputs)
-        noise = (jax.random.gumbel if env.discrete else jax.random.normal)(noise_key, shape)
+        draw = jax.random.gumbel if env.discrete else jax.random.normal
+        noise = draw(noise_key, shape)
 
         def choose(carry, obs, noise):
-            head = actor(state.params.actor, see(state.stats, obs))
-            action = (
-                jnp.argmax(head + noise, -1)
-                if env.discrete
-                else head + jnp.exp(state.params.log_std) * noise
-            )
+            head = actor(state.params.actor, preprocess(state.stats, obs))
+            if env.discrete:
+                action = jnp.argmax(head + noise, axis=-1)
+            else:
+                action = head + jnp.exp(state.params.log_std) * noise
             return carry, action, head
 
         env_state, _, steps, head, metrics = env.rollout(
             state.env, choose, None, noise, env_key, config.num_steps, t
         )
+        log_prob = distribution(head, state.params.log_std).log_prob(steps.action)
+
+        # --- normalize ---
         stats = state.stats
-        obs = see(stats, steps.obs)
+        reward = steps.reward
+        reward_scale = state.reward_scale
+        obs = preprocess(stats, steps.obs)
         if config.normalize_obs:
             stats = stats.update(steps.obs)
-        reward, reward_scale = steps.reward, state.reward_scale
         if config.normalize_reward:
             reward_scale, reward = reward_scale.update(reward, done(steps), config.discount)
-        judge = lambda obs: critic(state.params.critic, obs)[..., 0]
-        value = judge(obs)
-        next_value = env.successor_values(value, steps, lambda obs: judge(see(state.stats, obs)))
-        log_prob, _ = log_prob_and_entropy(head, state.params.log_std, steps.action)
+
+        # --- values and advantages ---
+        def value_of(obs):
+            return critic(state.params.critic, preprocess(state.stats, obs))
+
+        value = critic(state.params.critic, obs)
         advantage = gae(
             reward,
             value,
-            next_value,
+            env.successor_values(value, steps, value_of),
             steps.terminated,
             done(steps),
             config.discount,
             config.gae_lambda,
         )
         target = advantage + value
-        metrics["explained"] = 1.0 - advantage.var() / (target.var() + 1e-8)
-        batch = jax.tree.map(
-            lambda x: x.reshape(size, *x.shape[2:]),
-            Batch(obs, steps.action, log_prob, advantage, target),
-        )
-        return state.replace(env=env_state, stats=stats, reward_scale=reward_scale), batch, metrics
+        metrics["train/explained_variance"] = 1.0 - advantage.var() / (target.var() + 1e-8)
+
+        # --- flatten ---
+        batch = Batch(obs, steps.action, log_prob, advantage, target)
+        batch = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), batch)
+        state = state.replace(env=env_state, stats=stats, reward_scale=reward_scale)
+        return state, batch, metrics
 
     def step(state, t):
         noise_key, env_key, shuffle_key, key = jax.random.split(state.key, 4)
         state, batch, metrics = collect(state, noise_key, env_key, t)
-        params, unravel = ravel_pytree(
-            state.params
-        )  # one vector: an optimiser step is then a few fused loops
 
         def update(carry, rows):
-            params, opt_state, count = carry
+            params, opt_state = carry
             minibatch = jax.tree.map(lambda x: x[rows], batch)
-            objective = lambda p: loss(unravel(p), minibatch, actor, critic, config)
-            grads, metrics = jax.grad(objective, has_aux=True)(params)
-            direction, opt_state = optimizer.update(grads, opt_state)
-            rate = config.learning_rate * (1.0 - count / updates if config.anneal else 1.0)
-            return (params - rate * direction, opt_state, count + 1), metrics
+            grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, actor, critic, config)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), metrics
 
-        rows = shuffles(shuffle_key, config.epochs, size).reshape(
-            config.epochs * config.minibatches, -1
+        # --- minibatches ---
+        rows = permutations(shuffle_key, config.num_epochs, size)
+        rows = rows.reshape(updates_per_call, -1)
+        (params, opt_state), losses = jax.lax.scan(
+            update, (state.params, state.opt_state), rows, unroll=min(4, updates_per_call)
         )
-        carry = (params, state.opt_state, t * config.epochs * config.minibatches)
-        (params, opt_state, _), losses = jax.lax.scan(update, carry, rows, unroll=min(4, len(rows)))
-        metrics |= dict(zip(METRICS, losses.mean(0), strict=True))
-        return state.replace(params=unravel(params), opt_state=opt_state, key=key), metrics
+        state = state.replace(params=params, opt_state=opt_state, key=key)
+        return state, metrics | rlzoo.total(losses)
+
+    def policy(state):
+        return Policy(state.params, state.stats)
 
     def act(policy, obs, key):
-        head = actor(policy.params.actor, see(policy.stats, obs))
-        return jnp.argmax(head, -1) if env.discrete else head
+        head = actor(policy.params.actor, preprocess(policy.stats, obs))
+        return jnp.argmax(head, axis=-1) if env.discrete else head
 
     return rlzoo.Algorithm(
-        init,
-        step,
-        lambda state: Policy(state.params, state.stats),
-        act,
-        steps_per_call=size,
-        updates_per_call=config.epochs * config.minibatches,
+        init, step, policy, act, steps_per_call=size, updates_per_call=updates_per_call
     )
 
 
