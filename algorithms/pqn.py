@@ -160,7 +160,7 @@ def taken(x, action):
 
 
 def greedy(out, bins):
-    """The best actions [...] and their values [...]; for c51 their distributions [..., num_bins]."""
+    """The best actions [...] and their values [...], or for c51 distributions [..., num_bins]."""
     q = bins.decode(out)
     action = jnp.argmax(q, axis=-1)
     if bins.loss != "c51":
