@@ -1,138 +1,129 @@
-"""PQN: parallelised Q-learning with neither replay nor target network, and with every value loss of
-hl_gauss.py.
+"""PQN: parallelized Q-learning with neither replay nor target network.
 
-Paper: Gallici et al. 2024 (arXiv 2407.04811), algorithm 1: many environments stepped
-epsilon-greedily, lambda-returns of short rollouts as targets, LayerNorm for stability. Its loss is
-`mse`; hl_gauss.py explains the others:
-
-    mse          half the squared error of a scalar
-    hl_gauss     cross-entropy to a Gaussian around the target (arXiv 2403.03950, section 3.1)
-    two_hot      cross-entropy to the two atoms next to the target
-    c51          cross-entropy to the distribution of the lambda-return, mixed and projected step by step
-    mse_softmax  half the squared error of the categorical's mean
-
-Run:    python algorithms/pqn.py --env CartPole-v1 --seeds 8
-        python algorithms/pqn.py --env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128
-        --num-steps 32 \
-            --minibatches 32 --epochs 2 --hidden 128 --td-lambda 0.65 --epsilon-end 0.05
-            --epsilon-fraction 0.1
-Expect: a return of 500 on CartPole within 500,000 steps
-
-Metrics: `loss/td` is half the squared error, or KL(target || prediction) in nats; `q` the mean
-value of the actions taken; `entropy` that of their distributions (nats): averages over all
-minibatches. `clipped` is the share of targets outside [v_min, v_max], `near_edge` of those there or
-within 3 sigma of its ends; `target_max` the largest |target| of a rollout; `epsilon` the share of
-random actions.
-
-Where it departs from the paper: truncated episodes bootstrap from the true successor; images are
-not divided by 255; a 3x3 convolution is one matrix product over patches. C51 with lambda-returns is
-not in the paper: projecting at every step keeps the mean and blurs the distribution, the more the
-longer the rollout and the larger lambda.
+Paper: Gallici et al. 2024 (arXiv 2407.04811), algorithm 1: many environments are stepped
+    epsilon-greedily, lambda-returns of short rollouts are the targets, LayerNorm gives stability.
+    Its loss is mse; hl_gauss.py explains the others (arXiv 2403.03950).
+Kind: online, value-based, discrete
+Run: python algorithms/pqn.py --env CartPole-v1 --seeds 5
+    python algorithms/pqn.py --env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128 \
+        --num-steps 32 --num-minibatches 32 --num-epochs 2 --hidden 128 --td-lambda 0.65 \
+        --epsilon-end 0.05 --epsilon-fraction 0.1
+Result: a return of 500 on CartPole within 500,000 steps (results/baselines)
+Metrics:
+    loss/td                   half the squared error, or KL(target || prediction) in nats
+    train/q                   mean value of the actions taken; it should approach the true return
+    train/entropy             mean entropy of the predicted distributions, in nats
+    train/epsilon             share of random actions
+    train/targets_outside     share of targets outside [v_min, v_max]
+    train/targets_near_edge   share of those there or within 3 sigma of the range's ends
+    train/target_max          largest |target|
+Deviations:
+    A truncated episode bootstraps from its true successor. Images are not divided by 255.
+    C51 with lambda-returns is not in the paper: projecting at every step keeps the mean and blurs
+    the distribution, the more the longer the rollout and the larger lambda.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
-from jax.scipy.special import entr, erf
 
 import rlzoo
+from rlzoo.bins import Bins, entropy, kl
 from rlzoo.env import EnvState, done
+from rlzoo.fast import Conv3x3, permutations
 
 
 @rlzoo.config
 class Config:
     env: str = rlzoo.static("CartPole-v1")
     """environment id"""
-    total_steps: int = rlzoo.static(500_000)
+    total_steps: int = rlzoo.static(500_000, least=1)
     """environment steps of each member"""
-    num_envs: int = rlzoo.static(32)
+    num_envs: int = rlzoo.static(32, least=1)
     """environments stepped together"""
-    num_steps: int = rlzoo.static(64)
+    num_steps: int = rlzoo.static(64, least=1)
     """steps in each environment between updates"""
-    epochs: int = rlzoo.static(4)
+    num_epochs: int = rlzoo.static(4, least=1)
     """passes over each rollout"""
-    minibatches: int = rlzoo.static(16)
+    num_minibatches: int = rlzoo.static(16, least=1)
     """minibatches in each pass"""
-    loss: str = rlzoo.static("mse")
-    """mse, hl_gauss, two_hot, c51 or mse_softmax"""
-    bins: int = rlzoo.static(51)
+    loss: Literal["mse", "hl_gauss", "two_hot", "c51", "mse_softmax"] = rlzoo.static("mse")
+    """how values are learnt"""
+    num_bins: int = rlzoo.static(51, least=2)
     """bins, or atoms, of the distribution of a value"""
     v_min: float = -120.0
     """lowest value that the bins can hold"""
     v_max: float = 120.0
     """highest value that the bins can hold"""
-    sigma_ratio: float = 0.75
+    sigma_ratio: float = rlzoo.traced(0.75, above=0)
     """standard deviation of HL-Gauss in widths of a bin; below 0.5 it biases the values"""
     widen: bool = rlzoo.static(True)
-    """HL-Gauss's outer bins reach half a bin beyond the range; otherwise they end with it, as in
-    its paper"""
-    hidden: tuple[int, ...] = rlzoo.static((128, 128))
+    """let HL-Gauss's outer bins reach half a bin beyond the range; its paper's end with it"""
+    hidden: tuple[int, ...] = rlzoo.static((128, 128), least=1)
     """widths of the hidden layers"""
-    channels: int = rlzoo.static(16)
+    channels: int = rlzoo.static(16, least=0)
     """channels of a 3x3 convolution before them, where observations are images; 0: none"""
-    width: int = rlzoo.static(1)
-    """multiplies the hidden layers' widths and the channels"""
     bf16: bool = rlzoo.static(False)
-    """compute the layers before the head in bfloat16; all else, targets above all, stays in
-    float32"""
-    learning_rate: float = 5e-4
+    """compute the layers before the last in bfloat16; all else stays in float32"""
+    learning_rate: float = rlzoo.traced(5e-4, above=0)
     """RAdam's step size at the start"""
-    anneal: bool = rlzoo.static(True)
+    anneal_lr: bool = rlzoo.static(True)
     """let the learning rate fall linearly to zero"""
-    adam_eps: float = 1e-8
+    adam_eps: float = rlzoo.traced(1e-8, above=0)
     """RAdam's epsilon"""
-    max_grad_norm: float = 10.0
+    max_grad_norm: float = rlzoo.traced(10.0, above=0)
     """gradients are scaled down to this global norm"""
-    discount: float = 0.99
+    discount: float = rlzoo.traced(0.99, least=0, most=1)
     """gamma"""
-    td_lambda: float = 0.9
+    td_lambda: float = rlzoo.traced(0.9, least=0, most=1)
     """lambda of the returns"""
-    epsilon_start: float = 1.0
+    epsilon_start: float = rlzoo.traced(1.0, least=0, most=1)
     """share of random actions at the start"""
-    epsilon_end: float = 0.1
+    epsilon_end: float = rlzoo.traced(0.1, least=0, most=1)
     """share of random actions at the end"""
-    epsilon_fraction: float = 0.2
+    epsilon_fraction: float = rlzoo.traced(0.2, least=0, most=1)
     """part of the run over which it falls, linearly"""
 
 
 # ---- networks ------------------------------------------------------------------------------------
 
 
-def patches(x):
-    """The 3x3 patches of images [..., h, w, c]: [..., h - 2, w - 2, 9 c]. A dense layer on them is
-    a convolution."""
-    h, w = x.shape[-3] - 2, x.shape[-2] - 2
-    return jnp.concatenate(
-        [x[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)], -1
-    )
+class NormalizedQNetwork(nn.Module):
+    """The values of all actions, or logits, [..., *out_shape] at flat observations [..., size].
 
+    A LayerNorm stands before every ReLU.
+    """
 
-class Network(nn.Module):
-    widths: tuple[int, ...]
-    out: int
-    channels: int
-    dtype: Any
+    hidden: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    """(num_actions,) or (num_actions, num_bins)"""
     bias_init: Callable
+    image_shape: tuple[int, ...] = ()
+    """of observations that go through a convolution first"""
+    channels: int = 0
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
-        dense = lambda width, x: nn.relu(
-            nn.LayerNorm(dtype=self.dtype)(
-                nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
-            )
-        )
-        if self.channels:
-            x = dense(self.channels, patches(x)).reshape(*x.shape[:-3], -1)
-        for width in self.widths:
-            x = dense(width, x)
-        return nn.Dense(self.out, bias_init=self.bias_init)(x.astype(jnp.float32))
+        he_normal = nn.initializers.he_normal()
+        if self.image_shape:
+            x = x.reshape(*x.shape[:-1], *self.image_shape)
+            x = Conv3x3(self.channels, self.dtype, he_normal)(x)
+            x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
+            x = x.reshape(*x.shape[:-3], -1)
+        for width in self.hidden:
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal)(x)
+            x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
+        x = x.astype(jnp.float32)
+        x = nn.Dense(math.prod(self.out_shape), bias_init=self.bias_init)(x)
+        return x.reshape(*x.shape[:-1], *self.out_shape)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -156,287 +147,220 @@ class Batch(NamedTuple):
     obs: Any
     action: jax.Array
     target: jax.Array
-    """values [n] (mse, mse_softmax) or distributions [n, bins]"""
+    """values [n] (mse, mse_softmax) or distributions [n, num_bins]"""
 
 
 # ---- losses --------------------------------------------------------------------------------------
 
-LOSSES = ("mse", "hl_gauss", "two_hot", "c51", "mse_softmax")
-
-
-def centres(config):
-    """The values [bins] that the bins stand for, and their spacing."""
-    gaps = config.bins - 1 if config.widen or config.loss in ("two_hot", "c51") else config.bins
-    width = (config.v_max - config.v_min) / gaps
-    inset = 0.5 * width * (gaps - config.bins + 1)
-    return jnp.linspace(
-        config.v_min + inset, config.v_max - inset, config.bins, dtype=jnp.float32
-    ), width
-
-
-def decode(out, config):
-    """Values [...] of a network's output: themselves [...], or the means of the distributions of
-    logits [..., bins]."""
-    return out if config.loss == "mse" else (jax.nn.softmax(out) * centres(config)[0]).sum(-1)
-
-
-def two_hot(y, config):
-    """The scalars y [...] as mass on the two nearest atoms [..., bins], with mean y clipped to the
-    range."""
-    z, width = centres(config)
-    place = (jnp.clip(y, z[0], z[-1]) - z[0]) / width
-    return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(config.bins)), 0.0)
-
-
-def hl_gauss(y, config):
-    """The scalars y [...], clipped to the range, as the mass [..., bins] of a Gaussian around them
-    in each bin."""
-    z, width = centres(config)
-    edges = jnp.append(z - 0.5 * width, z[-1] + 0.5 * width)
-    y = jnp.clip(y, config.v_min, config.v_max)
-    cdf = erf((edges - y[..., None]) / (2.0**0.5 * config.sigma_ratio * width))
-    return jnp.maximum(jnp.diff(cdf), 0.0) / (cdf[..., -1:] - cdf[..., :1])
-
-
-def encode(y, config):
-    """What scalar targets y [...] are learnt as: distributions [..., bins], or themselves where
-    errors are squared."""
-    if config.loss == "two_hot":
-        return two_hot(y, config)
-    return hl_gauss(y, config) if config.loss == "hl_gauss" else y
-
-
-def project(probs, reward, discount, config):
-    """The distribution of reward + discount z with z ~ probs [n, bins], brought back onto the
-    atoms: [n, bins].
-
-    Bellemare et al. 2017 (arXiv 1707.06887), equation 7: each atom's mass is divided as by
-    `two_hot`.
-    """
-    moved = two_hot(reward[:, None] + discount[:, None] * centres(config)[0], config)
-    return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
-
-
-def first_bias(config, shape):
-    """The head's bias at the start [num_actions (, bins)]: zeros, except where uniform
-    distributions over a range that is not symmetric would decode to its middle; there the values
-    start at 0 too."""
-    if config.loss == "mse":
-        return jnp.zeros(shape)
-    off = jnp.abs(config.v_min + config.v_max) > 1e-3 * (config.v_max - config.v_min)
-    bias = jnp.log(jnp.maximum(hl_gauss(jnp.zeros(()), config), 1e-6))
-    return jnp.broadcast_to(jnp.where(off, bias, 0.0), shape)
-
-
-def kl(target, logits):
-    """KL(target || softmax(logits)) in nats [...]: its gradient is that of the cross-entropy,
-    softmax - target."""
-    return -(entr(target) + target * jax.nn.log_softmax(logits)).sum(-1)
-
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    return jnp.take_along_axis(x, action.reshape(-1, *[1] * (x.ndim - 1)), 1)[:, 0]
+    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
-def greedy(out, config):
-    """The best actions [...] and their values [...]; for C51 the distributions of these [...,
-    bins]."""
-    q = decode(out, config)
-    action = jnp.argmax(q, -1)
-    if config.loss != "c51":
+def greedy(out, bins):
+    """The best actions [...] and their values [...], or for c51 distributions [..., num_bins]."""
+    q = bins.decode(out)
+    action = jnp.argmax(q, axis=-1)
+    if bins.loss != "c51":
         return action, q.max(-1)
-    return action, jax.nn.softmax(jnp.take_along_axis(out, action[..., None, None], -2)[..., 0, :])
+    logits = jnp.take_along_axis(out, action[..., None, None], axis=-2)
+    return action, jax.nn.softmax(logits[..., 0, :])
 
 
-def lambda_returns(reward, next_value, terminated, done, config):
-    """Targets [length, num_envs], or for C51 their distributions [length, num_envs, bins], as
-    `next_value` is.
+def lambda_returns(reward, next_value, terminated, done, bins, config):
+    """Targets [length, num_envs], or distributions [length, num_envs, num_bins], like `next_value`.
 
     G_t = r_t + gamma (1 - terminated_t) ((1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1})
-    (section 4), s_{t+1} being the true successor; lambda is 0 where the episode is done, so that a
+    (section 4), s_{t+1} being the true successor. Lambda is 0 where the episode is done, so that a
     truncated one still bootstraps. Distributions are mixed, moved and projected likewise.
     """
+    distributional = next_value.ndim > reward.ndim
+    discount = config.discount * (1.0 - terminated)
+    trace = config.td_lambda * (1.0 - done)
+    chex.assert_equal_shape([reward, discount, trace])
 
     def body(after, x):
-        reward, next_value, discount, lam = x
-        lam = lam.reshape(lam.shape + (1,) * (after.ndim - lam.ndim))
-        mixed = (1.0 - lam) * next_value + lam * after
-        target = (
-            project(mixed, reward, discount, config)
-            if after.ndim > reward.ndim
-            else reward + discount * mixed
-        )
+        reward, next_value, discount, trace = x
+        if distributional:
+            trace = trace[:, None]
+        mixed = (1.0 - trace) * next_value + trace * after
+        if distributional:
+            target = bins.project(mixed, reward, discount)
+        else:
+            target = reward + discount * mixed
         return target, target
 
-    xs = (reward, next_value, config.discount * (1.0 - terminated), config.td_lambda * (1.0 - done))
-    return jax.lax.scan(body, next_value[-1], xs, reverse=True)[1]
+    xs = (reward, next_value, discount, trace)
+    _, targets = jax.lax.scan(body, next_value[-1], xs, reverse=True)
+    return targets
 
 
-def td_loss(params, batch, net, config):
-    """One of `LOSSES` for the actions taken. `net(params, obs)` gives values [n, num_actions] (mse)
-    or logits [n, num_actions, bins]. Also returns metrics."""
-    out = taken(net(params, batch.obs), batch.action)
-    value = decode(out, config)
-    squared = config.loss in ("mse", "mse_softmax")
-    loss = (0.5 * (value - batch.target) ** 2 if squared else kl(batch.target, out)).mean()
-    metrics = {"loss/td": loss, "q": value.mean()}
-    return loss, metrics if config.loss == "mse" else metrics | {
-        "entropy": entr(jax.nn.softmax(out)).sum(-1).mean()
-    }
+def td_loss(params, batch, net, bins):
+    """The loss of the actions taken, and metrics.
 
-
-def describe(target, config):
-    """Metrics: how the scalar targets fit the range."""
-    margin = 3.0 * config.sigma_ratio * centres(config)[1]
-    return {
-        "clipped": ((target < config.v_min) | (target > config.v_max)).mean(),
-        "near_edge": ((target < config.v_min + margin) | (target > config.v_max - margin)).mean(),
-        "target_max": jnp.abs(target).max(),
-    }
-
-
-def shuffles(key, count, size):
-    """`count` random orders of range(size), [count, size]: sorts random numbers whose low bits are
-    the index.
-
-    One sort of single words is several times faster on a CPU than `jax.random.permutation`.
+    `net(params, obs)` gives values [n, num_actions] for mse, and else logits [n, num_actions,
+    num_bins].
     """
-    low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
-    bits = jax.random.bits(key, (count, size))
-    return (jax.lax.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32)) & low).astype(
-        jnp.int32
-    )
+    # --- value ---
+    out = taken(net(params, batch.obs), batch.action)
+    value = bins.decode(out)
+
+    # --- loss ---
+    if bins.squared:
+        chex.assert_equal_shape([value, batch.target])
+        loss = (0.5 * (value - batch.target) ** 2).mean()
+    else:
+        loss = kl(batch.target, out).mean()
+    metrics = {"loss/td": loss, "train/q": value.mean()}
+    if not bins.scalar:
+        metrics["train/entropy"] = entropy(out).mean()
+    return loss, metrics
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
 
 
-def check(config, env):
-    """Refuse what makes no sense; of floats, what is known where they are traced. Returns whether
-    to convolve."""
-    size = config.num_envs * config.num_steps
-    if size % config.minibatches:
-        raise rlzoo.Refused(
-            f"minibatches={config.minibatches} does not divide num_envs * num_steps = {size}"
-        )
-    if config.loss not in LOSSES:
-        raise rlzoo.Refused.unknown("--loss", config.loss, LOSSES)
-    for name, low in (("bins", 2), ("channels", 0), ("width", 1)):
-        if getattr(config, name) < low:
-            raise rlzoo.Refused(f"{name}={getattr(config, name)} must be at least {low}")
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(config)):
-        if not config.v_min < config.v_max:
-            raise rlzoo.Refused(f"v_min={config.v_min} must be less than v_max={config.v_max}")
-        if not config.sigma_ratio > 0:
-            raise rlzoo.Refused(f"sigma_ratio={config.sigma_ratio} must be more than 0")
-    conv = config.channels > 0 and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
-    return conv
-
-
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
-    conv = check(config, env)
+    # --- checks ---
+    rlzoo.check(
+        config.v_min < config.v_max, f"v_min={config.v_min} must be less than v_max={config.v_max}"
+    )
     size = config.num_envs * config.num_steps
-    shape = (env.num_actions,) if config.loss == "mse" else (env.num_actions, config.bins)
-    net = Network(
-        widths=tuple(width * config.width for width in config.hidden),
-        out=int(np.prod(shape)),
-        channels=config.channels * config.width if conv else 0,
+    if size % config.num_minibatches:
+        raise rlzoo.Refused(
+            f"num_minibatches={config.num_minibatches} does not divide num_envs * num_steps = "
+            f"{size}"
+        )
+
+    # --- schedule ---
+    num_calls = -(-config.total_steps // size)
+    updates_per_call = config.num_epochs * config.num_minibatches
+    num_updates = num_calls * updates_per_call
+
+    # --- network, optimizer ---
+    bins = Bins(
+        num_bins=config.num_bins,
+        v_min=config.v_min,
+        v_max=config.v_max,
+        sigma_ratio=config.sigma_ratio,
+        widen=config.widen,
+        loss=config.loss,
+    )
+    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    bias = bins.initial_bias(env.num_actions)
+    net = NormalizedQNetwork(
+        hidden=config.hidden,
+        out_shape=bias.shape,
+        bias_init=nn.initializers.constant(bias.reshape(-1)),
+        image_shape=env.obs_shape if is_image else (),
+        channels=config.channels,
         dtype=jnp.bfloat16 if config.bf16 else None,
-        bias_init=lambda key, size, dtype: first_bias(config, shape).reshape(size),
     )
-    see = lambda obs: obs if conv else obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1)
-
-    def apply(params, obs):
-        out = net.apply(params, see(obs))
-        return out.reshape(*out.shape[:-1], *shape)
-
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_radam(eps=config.adam_eps)
+    # One vector of all parameters: an update is then a few fused loops.
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm),
+            optax.scale_by_radam(eps=config.adam_eps),
+        )
     )
-    calls = -(-config.total_steps // size)
-    updates = config.epochs * config.minibatches
+
+    def outputs(params, obs):
+        return net.apply(params, env.flatten(obs))
 
     def init(key):
         net_key, env_key, key = jax.random.split(key, 3)
-        params = net.init(net_key, see(jnp.zeros(env.obs_shape)))
+        params = net.init(net_key, env.flatten(jnp.zeros(env.obs_shape)))
         return State(
-            params,
-            optimizer.init(ravel_pytree(params)[0]),
-            env.reset(env_key, config.num_envs),
-            key,
+            params=params,
+            opt_state=optimizer.init(params),
+            env=env.reset(env_key, config.num_envs),
+            key=key,
         )
 
     def collect(state, random_key, explore_key, env_key, t):
-        """Roll out epsilon-greedily, and look back over the rollout for its targets."""
-        progress = jnp.minimum(t / jnp.maximum(calls * config.epsilon_fraction, 1e-6), 1.0)
+        """An epsilon-greedy rollout in every environment."""
+        # --- epsilon ---
+        progress = jnp.minimum(t / jnp.maximum(num_calls * config.epsilon_fraction, 1e-6), 1.0)
         epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
-        random = jax.random.randint(
-            random_key, (config.num_steps, config.num_envs), 0, env.num_actions
-        )
-        explore = jax.random.uniform(explore_key, random.shape) < epsilon
+
+        # --- act ---
+        shape = (config.num_steps, config.num_envs)
+        random = jax.random.randint(random_key, shape, 0, env.num_actions)
+        explore = jax.random.uniform(explore_key, shape) < epsilon
 
         def choose(carry, obs, x):
-            best, value = greedy(apply(state.params, obs), config)
-            return carry, jnp.where(x[0], x[1], best), value
+            random, explore = x
+            best, value = greedy(outputs(state.params, obs), bins)
+            return carry, jnp.where(explore, random, best), value
 
+        # --- roll out ---
         env_state, _, steps, value, metrics = env.rollout(
-            state.env, choose, None, (explore, random), env_key, config.num_steps, t
+            state.env, choose, None, (random, explore), env_key, config.num_steps, t
         )
-        judge = lambda obs: greedy(apply(state.params, obs), config)[1]
-        next_value = env.successor_values(value, steps, judge)
-        back = lambda value: lambda_returns(
-            steps.reward, value, steps.terminated, done(steps), config
-        )
-        if config.loss == "c51":
-            target, returns = back(next_value), back((next_value * centres(config)[0]).sum(-1))
+        state = state.replace(env=env_state)
+        return state, steps, value, metrics | {"train/epsilon": epsilon}
+
+    def look_back(state, steps, value):
+        """The batch of a rollout, and metrics of its targets."""
+
+        def value_of(obs):
+            return greedy(outputs(state.params, obs), bins)[1]
+
+        def returns(next_value):
+            ends = (steps.terminated, done(steps))
+            return lambda_returns(steps.reward, next_value, *ends, bins, config)
+
+        # --- targets ---
+        next_value = env.successor_values(value, steps, value_of)
+        if bins.loss == "c51":
+            target = returns(next_value)
+            scalar_target = returns(bins.mean(next_value))
         else:
-            returns = back(next_value)
-            target = encode(returns, config)
-        batch = jax.tree.map(
-            lambda x: x.reshape(size, *x.shape[2:]), Batch(steps.obs, steps.action, target)
-        )
-        return (
-            state.replace(env=env_state),
-            batch,
-            metrics | {"epsilon": epsilon} | describe(returns, config),
-        )
+            scalar_target = returns(next_value)
+            target = bins.encode(scalar_target)
+
+        # --- one axis of samples ---
+        batch = Batch(steps.obs, steps.action, target)
+        batch = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), batch)
+        return batch, bins.target_metrics(scalar_target)
 
     def step(state, t):
         *collect_keys, shuffle_key, key = jax.random.split(state.key, 5)
-        state, batch, metrics = collect(state, *collect_keys, t)
-        params, unravel = ravel_pytree(
-            state.params
-        )  # one vector: an optimiser step is then a few fused loops
+        state, steps, value, metrics = collect(state, *collect_keys, t)
+        batch, target_metrics = look_back(state, steps, value)
 
         def update(carry, rows):
+            # --- sample ---
             params, opt_state, count = carry
             minibatch = jax.tree.map(lambda x: x[rows], batch)
-            objective = lambda p: td_loss(unravel(p), minibatch, apply, config)
-            grads, metrics = jax.grad(objective, has_aux=True)(params)
-            direction, opt_state = optimizer.update(grads, opt_state)
-            rate = config.learning_rate * (
-                1.0 - count / (calls * updates) if config.anneal else 1.0
-            )
-            return (params - rate * direction, opt_state, count + 1), metrics
 
-        rows = shuffles(shuffle_key, config.epochs, size).reshape(updates, -1)
-        (params, opt_state, _), losses = jax.lax.scan(
-            update, (params, state.opt_state, t * updates), rows
-        )
-        metrics |= jax.tree.map(jnp.mean, losses)
-        return state.replace(params=unravel(params), opt_state=opt_state, key=key), metrics
+            # --- gradient step ---
+            grads, losses = jax.grad(td_loss, has_aux=True)(params, minibatch, outputs, bins)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            rate = config.learning_rate
+            if config.anneal_lr:
+                rate = rate * (1.0 - count / num_updates)
+            updates = jax.tree.map(lambda u: -rate * u, updates)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state, count + 1), losses
+
+        # --- epochs of minibatches ---
+        rows = permutations(shuffle_key, config.num_epochs, size).reshape(updates_per_call, -1)
+        carry = (state.params, state.opt_state, t * updates_per_call)
+        (params, opt_state, _), losses = jax.lax.scan(update, carry, rows)
+        state = state.replace(params=params, opt_state=opt_state, key=key)
+        return state, metrics | target_metrics | rlzoo.total(losses)
+
+    def policy(state):
+        return Policy(state.params)
 
     def act(policy, obs, key):
-        return greedy(apply(policy.params, obs), config)[0]
+        return greedy(outputs(policy.params, obs), bins)[0]
 
     return rlzoo.Algorithm(
-        init,
-        step,
-        lambda state: Policy(state.params),
-        act,
-        steps_per_call=size,
-        updates_per_call=updates,
+        init, step, policy, act, steps_per_call=size, updates_per_call=updates_per_call
     )
 
 
