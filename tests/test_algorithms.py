@@ -95,12 +95,11 @@ TINY = {
             env="lights-out2",
             total_steps=12,
             batch_size=4,
-            block_steps=8,
+            target_every=8,
             warmup_steps=4,
             scramble=3,
-            first=4,
-            width=4,
-            blocks=1,
+            hidden=(4, 4),
+            num_blocks=1,
             eval_moves=2,
         )
         for name in ("qstar", "astar")
