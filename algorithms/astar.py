@@ -1,38 +1,30 @@
-"""A* search with a learnt heuristic: what Q* is compared with.
+"""A* search: best-first search over the nodes of a graph, guided by a deep value network.
 
-Paper: DeepCubeA, Agostinelli et al. 2019 (Nature Machine Intelligence 1), deep approximate value
-iteration and batched weighted A*. The network gives J(s), the cost that remains; the open list
-holds nodes by weight * g(s) + J(s). Taking a node makes all its children.
-
-Run:    python algorithms/astar.py --env tile8 --total-steps 1_000_000
-Solve:  python algorithms/astar.py --env cube3 --solve FILE.npz --out DIR    (or --solve scramble:20; --solve --help)
-        --deferred: deferred A*; --weight 0: greedy best-first
-Expect: results/qstar
-
-Metrics: `loss/value` is the squared error, `copies` counts the copies of the network to the
-target, `value` is the mean of J. `eval/solved` is the share of scrambled states, of depths spread
-evenly, that following the smallest J solves within `eval_moves` moves; `eval/value` what J says of
-them.
-
-Training: scramble backwards from the goal and regress J(s) on min over actions of cost +
-J_target(s'), where J_target is 0 at a goal and before the first copy. The network is copied to the
-target every `block_steps` states, if the last loss is below `loss_threshold`. With `warmup_steps`
-the first targets are instead the moves of the scramble, an upper bound; copies then ask for no
-small loss.
-
-Deferred A* computes J of a node when it is taken, not when it is made: until then a child stands in
-the open list with its parent's J less the cost of the way between them, which overestimates no more
-than the parent's J does. It calls the network once for each node taken, where A* does once for each
-node made.
-
-Where it departs from the paper: Adam keeps its moments over copies; a goal's value is 0 rather than
-learnt; the default network is smaller (paper: --first 5000 --width 1000 --blocks 4 --batch-size
-10_000 --block-steps 50_000_000); training adds no states from searches (the paper does, from the
-35-puzzle on).
+Paper: DeepCubeA, Agostinelli et al. 2019 (Nature Machine Intelligence 1): deep approximate value
+    iteration, and batched weighted A*.
+Kind: search, value-based, discrete
+Run: python algorithms/astar.py --env tile8 --seeds 5
+    The cube: python algorithms/astar.py --env cube3 --total-steps 10_000_000 --target-every 200_000
+    --hidden 1000 500 --halving-steps 1e9; hours. With the weights that rlzoo ships:
+    python algorithms/astar.py --env cube3 --solve scramble:20    (--solve --help)
+Result: RESULT (compared with Q*: results/qstar)
+Metrics:
+    loss/value      squared error of J; it falls between two copies, and jumps at each
+    train/value     mean value of the states trained on; it grows with the copies
+    train/copies    copies of the network to the target
+    eval/solved     the score: share of scrambles that greedy actions solve in `eval_moves` moves
+    eval/value      mean value of those scrambles
+Deviations:
+    Adam keeps its moments over copies. The value of a goal is 0, it is not learnt.
+    Warm-up is ours. The network is smaller (theirs: --hidden 5000 1000 --num-blocks 4
+    --batch-size 10_000 --target-every 50_000_000 --halving-steps 9.9e9).
+    Training adds no states from searches (the paper does, from the 35-puzzle on).
 """
 
+import functools
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,37 +34,35 @@ from flax import struct
 import rlzoo
 from rlzoo import search
 
-CHILDREN = 16_384
-"""The most children made at a time."""
+MAX_CHILDREN = 16_384
+"""the most children made at a time"""
 
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("cube3")
+    env: str = rlzoo.static("tile8")
     """a puzzle"""
-    total_steps: int = rlzoo.static(10_000_000)
+    total_steps: int = rlzoo.static(1_000_000, least=1)
     """states trained on by each member"""
-    batch_size: int = rlzoo.static(1_000)
+    batch_size: int = rlzoo.static(1_000, least=2)
     """states in each update"""
-    block_steps: int = rlzoo.static(200_000)
+    target_every: int = rlzoo.static(200_000, least=1)
     """states between two chances to copy the network to the target"""
-    warmup_steps: int = rlzoo.static(0)
+    warmup_steps: int = rlzoo.static(0, least=0)
     """states at first whose targets are the moves of the scramble"""
-    scramble: int = rlzoo.static(0)
+    scramble: int = rlzoo.static(0, least=0)
     """most moves of a scramble; 0: the puzzle's own"""
-    first: int = rlzoo.static(1_000)
-    """width of the first layer"""
-    width: int = rlzoo.static(500)
-    """width of the others"""
-    blocks: int = rlzoo.static(2)
+    hidden: tuple[int, ...] = rlzoo.static((1_000, 500), least=1)
+    """widths of the first layers; the residual blocks have the last one"""
+    num_blocks: int = rlzoo.static(2, least=0)
     """residual blocks of two layers each"""
-    eval_moves: int = rlzoo.static(50)
+    eval_moves: int = rlzoo.static(50, least=1)
     """moves in which evaluation must solve"""
-    learning_rate: float = 1e-3
+    learning_rate: float = rlzoo.traced(1e-3, above=0)
     """Adam's step size at the start"""
-    halving_steps: float = 1e9
-    """states in which the step size halves (the authors' 0.9999993 an update of 10,000: 9.9e9)"""
-    loss_threshold: float = 0.1
+    halving_steps: float = rlzoo.traced(1e9, above=0)
+    """states in which the step size halves"""
+    loss_threshold: float = rlzoo.traced(0.1, least=0)
     """the loss below which the network is copied to the target"""
 
 
@@ -80,25 +70,29 @@ class Config:
 
 
 class ResNet(nn.Module):
-    """Two layers, then residual blocks, with batch normalisation before each ReLU; one value."""
+    """Dense layers, then residual blocks, with batch normalization before each ReLU."""
 
-    first: int
-    width: int
-    blocks: int
+    hidden: tuple[int, ...]
+    num_blocks: int
+    num_outputs: int
 
     @nn.compact
     def __call__(self, x, train=False):
-        norm = lambda x: nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        x = nn.relu(norm(nn.Dense(self.first)(x)))
-        x = nn.relu(norm(nn.Dense(self.width)(x)))
-        for _ in range(self.blocks):
-            y = nn.relu(norm(nn.Dense(self.width)(x)))
-            x = nn.relu(x + norm(nn.Dense(self.width)(y)))
-        return nn.Dense(1)(x)[..., 0]
+        def layer(x, width):
+            x = nn.Dense(width)(x)
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+        *_, width = self.hidden
+        for size in self.hidden:
+            x = nn.relu(layer(x, size))
+        for _ in range(self.num_blocks):
+            y = nn.relu(layer(x, width))
+            x = nn.relu(x + layer(y, width))
+        return nn.Dense(self.num_outputs)(x)
 
 
 def network(config):
-    return ResNet(config.first, config.width, config.blocks)
+    return ResNet(config.hidden, config.num_blocks, num_outputs=1)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -106,17 +100,20 @@ def network(config):
 
 class Policy(NamedTuple):
     variables: Any
-    """parameters and running statistics"""
+    """parameters of the network, and its batch statistics"""
 
 
 @struct.dataclass
 class State:
     variables: Any
-    target: Any
+    """parameters of the network, and its batch statistics"""
+    target_params: Any
+    """a copy of `variables`, batch statistics included"""
     opt_state: Any
     copies: jax.Array
     """times that the network was copied to the target, whose value is 0 before"""
     loss: jax.Array
+    """of the last update"""
     key: jax.Array
 
 
@@ -124,107 +121,170 @@ class State:
 
 
 def value_target(costs, next_value, next_goal, goal):
-    """Bellman's equation for a path's cost: costs [actions], next_value and next_goal [n, actions],
-    goal bool [n]."""
-    ahead = jnp.where(next_goal, 0.0, jnp.maximum(next_value, 0.0))
-    return jnp.where(goal, 0.0, (costs + ahead).min(-1))
+    """Bellman's equation for the cost of a path.
+
+    costs [num_actions], next_value [n, num_actions], next_goal bool [n, num_actions], goal bool [n]
+    -> [n].
+    """
+    next_value = jnp.where(next_goal, 0.0, jnp.maximum(next_value, 0.0))
+    return jnp.where(goal, 0.0, (costs + next_value).min(axis=-1))
+
+
+def value_loss(params, variables, states, targets, network):
+    """Mean squared error of J [n, 1].
+
+    `targets(J)` gives the values that learn, and their targets.
+    Returns the loss, and (metrics, batch statistics).
+    """
+    variables = {**variables, "params": params}
+    output, batch_stats = network(variables, states, train=True, mutable=["batch_stats"])
+    value, target = targets(output)
+    chex.assert_equal_shape([value, target])
+    loss = ((value - target) ** 2).mean()
+    metrics = {"loss/value": loss, "train/value": value.mean()}
+    return loss, (metrics, batch_stats)
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
 
+# Each call of `step` trains on one batch:
+#
+#   1. Draw states: scrambles backwards from the goal.
+#   2. Make the next states of all actions.
+#   3. Compute the target: the smallest cost and J of a next state, by the target network.
+#   4. Make a gradient step on the squared error.
+#   5. Every `target_every` states copy the network to the target, if the last loss was small.
+#
+# In warm-up targets are the moves of the scramble, an upper bound of the cost, and copies ask for
+# no small loss.
 
-def make(config, env, dataset=None) -> rlzoo.Algorithm:
+
+def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
+    # --- checks ---
     puzzle = search.puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
         raise rlzoo.Refused(
-            f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; use 0"
+            f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; "
+            "use 0"
         )
-    if config.batch_size < 2:
-        raise rlzoo.Refused(
-            f"batch_size is {config.batch_size}; batch normalisation needs at least 2"
-        )
-    net, count = network(config), config.batch_size
-    longest = config.scramble or puzzle.params.scramble_steps
+
+    # --- schedule, in calls of `step` ---
+    batch_size = config.batch_size
+    warmup_calls = -(-config.warmup_steps // batch_size)
+    target_every = max(1, config.target_every // batch_size)
+
+    # --- puzzle, network, optimizer ---
     costs = jnp.asarray(puzzle.costs)
+    longest = config.scramble or puzzle.params.scramble_steps
+    net = network(config)
     optimizer = optax.scale_by_adam()
-    copy_every, warmup_calls = max(1, config.block_steps // count), -(-config.warmup_steps // count)
+
+    def values(variables, states, **options):
+        """J of states uint8 [..., size]: [..., 1]."""
+        return net.apply(variables, puzzle.inputs(states), **options)
 
     def init(key):
         net_key, key = jax.random.split(key)
         variables = net.init(net_key, jnp.zeros((1, puzzle.num_inputs)))
         return State(
-            variables,
-            variables,
-            optimizer.init(variables["params"]),
-            jnp.int32(0),
-            jnp.float32(jnp.inf),
-            key,
+            variables=variables,
+            target_params=variables,
+            opt_state=optimizer.init(variables["params"]),
+            copies=jnp.int32(0),
+            loss=jnp.float32(jnp.inf),
+            key=key,
         )
 
-    def bootstrapped(state, states, depth):
-        children = puzzle.apply_all(states)
-        value = net.apply(state.target, puzzle.inputs(children).reshape(-1, puzzle.num_inputs))
-        value = value.reshape(children.shape[:2]) * (state.copies > 0)
-        return value_target(costs, value, puzzle.is_goal(children), puzzle.is_goal(states))
+    def scrambles(key):
+        """States uint8 [batch_size, size], and their moves from the goal [batch_size]."""
+        depth_key, scramble_key = jax.random.split(key)
+        depth = jax.random.randint(depth_key, (batch_size,), 0, longest + 1)
+        return puzzle.scramble(scramble_key, depth, longest), depth
 
-    def by_scramble(state, states, depth):
-        return jnp.where(puzzle.is_goal(states), 0.0, depth)
+    def bootstrapped(state, key):
+        """Steps 1 to 3: the state, states uint8 [batch_size, size], and their `targets`."""
+        # --- 1. draw states ---
+        states, _ = scrambles(key)
+
+        def targets(output):
+            # --- 2. make next states ---
+            next_states = puzzle.apply_all(states)
+
+            # --- 3. compute targets ---
+            next_value = values(state.target_params, next_states)[..., 0] * (state.copies > 0)
+            next_goal = puzzle.is_goal(next_states)
+            target = value_target(costs, next_value, next_goal, puzzle.is_goal(states))
+            return output[:, 0], target
+
+        return state, states, targets
+
+    def scramble_moves(state, key):
+        """As `bootstrapped`, with the moves of the scramble as targets."""
+        states, depth = scrambles(key)
+        target = jnp.where(puzzle.is_goal(states), 0.0, depth)
+
+        def targets(output):
+            return output[:, 0], target
+
+        return state, states, targets
+
+    def update(state, t, states, targets):
+        """Step 4: one gradient step."""
+        params = state.variables["params"]
+        grads, (metrics, batch_stats) = jax.grad(value_loss, has_aux=True)(
+            params, state.variables, states, targets, values
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state)
+        rate = config.learning_rate * 2.0 ** (-t * batch_size / config.halving_steps)
+        params = optax.apply_updates(params, optax.tree.scale(-rate, updates))
+        variables = {"params": params, **batch_stats}
+        state = state.replace(variables=variables, opt_state=opt_state)
+        return state.replace(loss=metrics["loss/value"]), metrics
+
+    def copy_to_target(state, t):
+        """Step 5, if the last loss was small."""
+        good = (state.loss < config.loss_threshold) | (t < warmup_calls)
+        target_params = jax.tree.map(
+            functools.partial(jnp.where, good), state.variables, state.target_params
+        )
+        return state.replace(target_params=target_params, copies=state.copies + good), {}
 
     def step(state, t):
-        key, depth_key, walk_key = jax.random.split(state.key, 3)
-        depth = jax.random.randint(depth_key, (count,), 0, longest + 1)
-        states = puzzle.scramble(walk_key, depth, longest)
-        target = jax.lax.cond(t < warmup_calls, by_scramble, bootstrapped, state, states, depth)
+        key, sample_key = jax.random.split(state.key)
 
-        def loss(params):
-            value, stats = net.apply(
-                {**state.variables, "params": params},
-                puzzle.inputs(states),
-                train=True,
-                mutable=["batch_stats"],
-            )
-            return ((value - target) ** 2).mean(), (stats, value.mean())
+        def learn(sample, state):
+            state, states, targets = sample(state, sample_key)
+            return update(state, t, states, targets)
 
-        (error, (stats, value)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.variables["params"]
-        )
-        direction, opt_state = optimizer.update(grads, state.opt_state)
-        rate = config.learning_rate * 2.0 ** (-t * count / config.halving_steps)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.variables["params"], direction)
-        state = state.replace(
-            variables={"params": params, **stats}, opt_state=opt_state, loss=error, key=key
-        )
-        state = jax.lax.cond((t + 1) % copy_every == 0, copy, lambda state, t: state, state, t)
-        return state, {"loss/value": error, "value": value, "copies": rlzoo.last(state.copies)}
+        branches = [functools.partial(learn, sample) for sample in (scramble_moves, bootstrapped)]
+        state, metrics = jax.lax.cond(t < warmup_calls, *branches, state)
 
-    def copy(state, t):
-        good = (state.loss < config.loss_threshold) | (t < warmup_calls)
-        target = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), state.variables, state.target
-        )
-        return state.replace(target=target, copies=state.copies + good)
+        copy = functools.partial(copy_to_target, t=t)
+        state, _ = rlzoo.when((t + 1) % target_every == 0, copy, state)
+        return state.replace(key=key), metrics | {"train/copies": rlzoo.last(state.copies)}
 
     def greedy(variables, states):
-        """The action with the smallest cost and value of the state after it."""
-        children = puzzle.apply_all(states)
-        value = net.apply(
-            variables, puzzle.inputs(children).reshape(-1, puzzle.num_inputs)
-        ).reshape(children.shape[:2])
-        return (costs + jnp.where(puzzle.is_goal(children), 0.0, value)).argmin(-1)
+        """The action with the smallest cost and J of the next state [n]."""
+        next_states = puzzle.apply_all(states)
+        next_value = values(variables, next_states)[..., 0]
+        next_value = jnp.where(puzzle.is_goal(next_states), 0.0, next_value)
+        return (costs + next_value).argmin(axis=-1)
 
     def evaluate(state, key):
-        """30 depths spread evenly, 10 states of each."""
-        depth = jnp.repeat(jnp.linspace(1, longest, 30).round().astype(jnp.int32), 10)
-        states = puzzle.scramble(key, depth, longest)
+        """Follow the greedy actions from 30 depths spread evenly, 10 states of each."""
+        depth = jnp.linspace(1, longest, 30).round().astype(jnp.int32)
+        states = puzzle.scramble(key, jnp.repeat(depth, 10), longest)
 
-        def move(i, now):
-            return jnp.where(
-                puzzle.is_goal(now)[:, None], now, puzzle.apply(now, greedy(state.variables, now))
-            )
+        def move(i, states):
+            next_states = puzzle.apply(states, greedy(state.variables, states))
+            return jnp.where(puzzle.is_goal(states)[:, None], states, next_states)
 
         end = jax.lax.fori_loop(0, config.eval_moves, move, states)
-        value = net.apply(state.variables, puzzle.inputs(states))
+        value = values(state.variables, states)[:, 0]
         return {"eval/solved": puzzle.is_goal(end).mean(), "eval/value": value.mean()}
+
+    def policy(state):
+        return Policy(state.variables)
 
     def act(policy, obs, key):
         states = puzzle.states_of(obs).reshape(-1, puzzle.size)
@@ -233,9 +293,9 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
     return rlzoo.Algorithm(
         init,
         step,
-        policy=lambda state: Policy(state.variables),
-        act=act,
-        steps_per_call=count,
+        policy,
+        act,
+        steps_per_call=batch_size,
         updates_per_call=1,
         evaluate=evaluate,
         rollouts=False,
@@ -244,6 +304,13 @@ def make(config, env, dataset=None) -> rlzoo.Algorithm:
 
 
 # ---- search --------------------------------------------------------------------------------------
+
+# The open list holds nodes by weight * g(s) + J(s). Taking a node makes all its children.
+#
+# Deferred A* computes J of a node when it is taken, not when it is made: until then a child stands
+# in the open list with its parent's J less the cost of the way between them, which overestimates no
+# more than the parent's J does. It asks the network once for each node taken, where A* does once
+# for each node made.
 
 
 def solver(config, puzzle, batch=1_000, deferred=False, **limits):
@@ -254,94 +321,92 @@ def solver(config, puzzle, batch=1_000, deferred=False, **limits):
       deferred: compute the value of a node when it is taken, not when it is made.
     """
     net = network(config)
-    return with_values(
-        puzzle,
-        lambda policy, states: net.apply(policy.variables, puzzle.inputs(states)),
-        batch,
-        deferred,
-        **limits,
-    )
+
+    def values(policy, states):
+        return net.apply(policy.variables, puzzle.inputs(states))[:, 0]
+
+    return with_values(puzzle, values, batch, deferred, **limits)
 
 
-def with_values(puzzle, value, batch=1_000, deferred=False, **limits):
-    """A* search guided by `value(params, states uint8 [n, size]) -> [n]`; otherwise as `solver`."""
-    rows = max(
-        n
-        for n in range(1, batch + 1)
-        if batch % n == 0 and (n * puzzle.num_actions <= CHILDREN or n == 1)
-    )
-    steps = deferred_parts if deferred else parts
+def with_values(puzzle, values, batch=1_000, deferred=False, **limits):
+    """A search as of `solver`, guided by `values(params, states)`.
+
+    They give J [n] of states uint8 [n, size].
+    """
+    num_actions = puzzle.num_actions
+
+    def expansion(params, weight):
+        return parts(puzzle, functools.partial(values, params), weight, deferred)
+
     return search.Solver(
         puzzle,
-        lambda params, weight: steps(puzzle, lambda states: value(params, states), weight),
+        expansion,
         root_action=0,
-        room=(puzzle.num_actions, puzzle.num_actions),
+        room=(num_actions, num_actions),
         batch=batch,
-        rows=rows,
+        rows=rows_of(batch, num_actions),
         **limits,
     )
 
 
-def parts(puzzle, value, weight):
-    """What a batch of nodes goes through: expand them, keep the new children, ask the network, push
-    them."""
-    expand, close = growth(puzzle)
-
-    def evaluate(now, entries, state, cost, node, fresh):
-        ahead = search.evaluate(value, state, fresh, min(len(state), 1024))
-        return now._replace(calls=now.calls.plus(fresh.sum())), ahead, cost, node, fresh
-
-    def push(now, ahead, cost, node, fresh):
-        return enter(now, weight * cost + jnp.maximum(ahead, 0.0), node, fresh, weight)
-
-    return (("apply", expand), ("closed set", close), ("network", evaluate), ("push", push))
+def rows_of(batch, num_actions):
+    """Nodes expanded at a time: the largest divisor of `batch` with at most MAX_CHILDREN
+    children."""
+    most = max(1, MAX_CHILDREN // num_actions)
+    return max(rows for rows in range(1, min(batch, most) + 1) if batch % rows == 0)
 
 
-def deferred_parts(puzzle, value, weight):
-    """As `parts`, but asking the network about the nodes taken."""
-    expand, close = growth(puzzle)
+def parts(puzzle, values, weight, deferred):
+    """What a batch of entries goes through: (name, function) pairs as of `rlzoo.search.Solver`."""
+    num_actions = puzzle.num_actions
+    costs = jnp.asarray(puzzle.costs)
 
-    def evaluate(now, entries):
-        state, wanted = search.at(now, puzzle, entries)
-        ahead = search.evaluate(value, state, wanted, min(len(state), 256))
-        return now._replace(calls=now.calls.plus(wanted.sum())), entries._replace(
-            priority=jnp.maximum(ahead, 0.0)
+    def apply(progress, entries):
+        """Make all children of each node."""
+        parents, valid = search.look_up(progress, puzzle, entries)
+        states = puzzle.apply_all(parents).reshape(-1, puzzle.size)
+        cost = (progress.closed.cost[entries.node][:, None] + costs).ravel()
+        progress = progress._replace(generated=progress.generated.plus(valid.sum() * num_actions))
+        return progress, entries, states, cost, jnp.repeat(valid, num_actions)
+
+    def close(progress, entries, states, cost, valid):
+        """Put the children into the closed set. Those that were accepted are wanted further."""
+        parent = jnp.repeat(entries.node, num_actions)
+        action = jnp.tile(jnp.arange(num_actions), len(entries.node))
+        progress, node, wanted = search.add_nodes(
+            progress, puzzle, states, cost, parent, action, valid
         )
+        return progress, entries, states, cost, node, wanted
 
-    def push(now, entries, state, cost, node, fresh):
-        ahead = jnp.maximum(entries.priority[:, None] - jnp.asarray(puzzle.costs), 0.0).ravel()
-        return enter(now, weight * cost + ahead, node, fresh, weight)
+    def evaluate(progress, entries, states, cost, node, wanted):
+        """Ask the network."""
+        value = search.evaluate(values, states, wanted, min(len(states), 1024))
+        progress = progress._replace(calls=progress.calls.plus(wanted.sum()))
+        return progress, entries, value, cost, node, wanted
 
-    return (("network", evaluate), ("apply", expand), ("closed set", close), ("push", push))
+    def push(progress, entries, value, cost, node, wanted):
+        """Put the children into the open list, unless they are not worth taking."""
+        priority = weight * cost + jnp.maximum(value, 0.0)
+        action = jnp.zeros_like(node)
+        valid = wanted & (priority < search.cutoff(progress, weight))
+        entries = search.Entries(priority, node, action, valid)
+        return progress._replace(open=search.push(progress.open, entries))
 
+    def evaluate_parents(progress, entries):
+        """Ask the network about the nodes taken; their values stand in place of the priorities."""
+        states, wanted = search.look_up(progress, puzzle, entries)
+        value = search.evaluate(values, states, wanted, min(len(states), 256))
+        progress = progress._replace(calls=progress.calls.plus(wanted.sum()))
+        return progress, entries._replace(priority=jnp.maximum(value, 0.0))
 
-def growth(puzzle):
-    """The two parts that make children of nodes and keep the new ones."""
-    count, costs = puzzle.num_actions, jnp.asarray(puzzle.costs)
+    def push_by_parent(progress, entries, states, cost, node, wanted):
+        value = (entries.priority[:, None] - costs).ravel()
+        return push(progress, entries, value, cost, node, wanted)
 
-    def expand(now, entries):
-        parent, valid = search.at(now, puzzle, entries)
-        state = puzzle.apply_all(parent).reshape(-1, puzzle.size)
-        cost = (now.closed.cost[entries.node][:, None] + costs).ravel()
-        now = now._replace(generated=now.generated.plus(valid.sum() * count))
-        return now, entries, state, cost, jnp.repeat(valid, count)
-
-    def close(now, entries, state, cost, valid):
-        action = jnp.tile(jnp.arange(count), len(entries.node))
-        now, node, fresh = search.reach(
-            now, puzzle, state, cost, jnp.repeat(entries.node, count), action, valid
-        )
-        return now, entries, state, cost, node, fresh
-
-    return expand, close
-
-
-def enter(now, priority, node, fresh, weight):
-    """Push nodes that may still be worth taking."""
-    entries = search.Entries(
-        priority, node, jnp.zeros_like(node), fresh & (priority < search.enough(now, weight))
-    )
-    return now._replace(open=search.push(now.open, entries))
+    if deferred:
+        network_first = (("network", evaluate_parents), ("apply", apply))
+        return (*network_first, ("closed set", close), ("push", push_by_parent))
+    return (("apply", apply), ("closed set", close), ("network", evaluate), ("push", push))
 
 
 if __name__ == "__main__":

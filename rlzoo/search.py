@@ -381,14 +381,14 @@ def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) 
     )
 
 
-def at(search: Search, puzzle: Any, entries: Entries) -> tuple[jax.Array, jax.Array]:
+def look_up(search: Search, puzzle: Any, entries: Entries) -> tuple[jax.Array, jax.Array]:
     """The states of the entries' nodes, uint8 [n, size], and which are still worth a look: valid
     and not retired."""
     state = unpack(search.closed.state[entries.node], puzzle.size, puzzle.values)
     return state, entries.valid & search.closed.current[entries.node]
 
 
-def reach(
+def add_nodes(
     search: Search,
     puzzle: Any,
     state: jax.Array,
@@ -408,7 +408,7 @@ def reach(
     return found(search._replace(closed=closed), node, cost, goal), node, accepted & ~goal
 
 
-def enough(search: Search, weight: jax.Array) -> jax.Array:
+def cutoff(search: Search, weight: jax.Array) -> jax.Array:
     """The priority from which on no entry leads to a goal cheaper than the one found, or not by
     more than `weight` allows; inf while none is found."""
     return jnp.where(search.goal >= 0, weight * search.upper, jnp.inf)
@@ -569,7 +569,7 @@ class Solver:
     def limit(self, search: Search, weight: jax.Array) -> jax.Array:
         """Entries from this priority on are not worth taking."""
         return (
-            jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else enough(search, weight)
+            jnp.where(search.goal >= 0, -jnp.inf, jnp.inf) if self.naive else cutoff(search, weight)
         )
 
     def goes_on(self, search: Search, weight: jax.Array, max_generated: Count) -> jax.Array:

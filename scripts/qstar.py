@@ -44,22 +44,22 @@ Parts = dict[str, str]
 
 # ---- networks ------------------------------------------------------------------------------------
 
-NETWORK = "--first 512 --width 256 --blocks 2"
+NETWORK = "--hidden 512 256 --num-blocks 2"
 LONG = (
     f"{NETWORK} --batch-size 1_000 --scramble 26 --loss-threshold 3 --eval-every 2_000_000 "
-    "--total-steps 60_000_000 --warmup-steps 50_000_000 --block-steps 2_000_000 "
+    "--total-steps 60_000_000 --warmup-steps 50_000_000 --target-every 2_000_000 "
     "--halving-steps 12_500_000"
 )
 LIGHTS = (
-    f"{NETWORK} --batch-size 500 --scramble 30 --block-steps 50_000 --loss-threshold 1 "
+    f"{NETWORK} --batch-size 500 --scramble 30 --target-every 50_000 --loss-threshold 1 "
     "--eval-every 1_000_000"
 )
 PARITIES = (
-    "--first 512 --periodic --batch-size 1_000 --scramble 50 --block-steps 100_000 "
+    "--hidden 512 --periodic --batch-size 1_000 --scramble 50 --target-every 100_000 "
     "--loss-threshold 1 --eval-every 2_000_000 --total-steps 36_000_000 "
     "--warmup-steps 24_000_000 --learning-rate 6e-3 --halving-steps 6_000_000"
 )
-TILES = f"{NETWORK} --block-steps 50_000 --loss-threshold 4"
+TILES = f"{NETWORK} --target-every 50_000 --loss-threshold 4"
 TRAINING = {  # name: algorithm, environment, flags
     "lights-out5": (
         "qstar",
@@ -422,16 +422,16 @@ def pressed(side: int, presses: int, count: int) -> np.ndarray:
 
 
 NETWORKS = {
-    "residual": "--first 1024 --width 256 --blocks 2",
-    "cosines": "--first 512 --periodic --learning-rate 6e-3",
+    "residual": "--hidden 1024 256 --num-blocks 2",
+    "cosines": "--hidden 512 --periodic --learning-rate 6e-3",
 }
 LEARNT = {
     "Q-learning": "--scramble 20",
-    "any lights": "--warmup-steps 10_000_000 --cold 0",
+    "any lights": "--warmup-steps 10_000_000 --walk-beta 0",
     "few lights": "--warmup-steps 10_000_000",
 }
 LEARNING = (
-    "--total-steps 10_000_000 --halving-steps 2_500_000 --block-steps 100_000 --loss-threshold 1 "
+    "--total-steps 10_000_000 --halving-steps 2_500_000 --target-every 100_000 --loss-threshold 1 "
     "--eval-every 0"
 )
 
@@ -451,7 +451,7 @@ def learn() -> list[dict[str, str]]:
         for presses in PRESSES:
             answer, states = press(jax.random.key(presses), jnp.full(2_000, presses), puzzle)
             best = act(policy, puzzle.inputs(states), None)
-            right = float(qstar.of(answer, best).mean())
+            right = float(qstar.taken(answer, best).mean())
             rows.append(
                 {
                     "learnt_from": name,

@@ -18,11 +18,10 @@ FIELDS = dict(
     env="lights-out2",
     batch_size=BATCH,
     warmup_steps=WARMUP * BATCH,
-    block_steps=BLOCK * BATCH,
+    target_every=BLOCK * BATCH,
     scramble=6,
-    first=24,
-    width=24,
-    blocks=1,
+    hidden=(24, 24),
+    num_blocks=1,
     eval_moves=4,
     learning_rate=0.01,
     loss_threshold=0.1,
@@ -79,10 +78,10 @@ def check_copies(train: Callable, begin: Any) -> None:
     )
     for threshold, copies in ((0, 0), (1e9, 1)):
         before, _, _ = train(begin, WARMUP, BLOCK - 1, loss_threshold=threshold)
-        assert (before.copies == 0).all() and same(before.target, begin.target)
+        assert (before.copies == 0).all() and same(before.target_params, begin.target_params)
         after, metrics, _ = train(before, BLOCK - 1, BLOCK, loss_threshold=threshold)
-        assert (after.copies == copies).all() and (metrics["updates"] == copies).all()
-        assert same(after.target, after.variables if copies else begin.target)
+        assert (after.copies == copies).all() and (metrics["train/copies"].value == copies).all()
+        assert same(after.target_params, after.variables if copies else begin.target_params)
         assert (
             train(after, BLOCK, 3 * BLOCK, loss_threshold=threshold)[0].copies == 3 * copies
         ).all()

@@ -33,7 +33,6 @@ TINY = {
     "num_epochs": 1,
     "num_minibatches": 2,
     "updates_per_step": 1,
-    "hidden": (4,),
     "buffer_size": 40,
     "batch_size": 4,
     "learning_starts": 6,
@@ -43,10 +42,7 @@ TINY = {
     "v_max": 2.0,
     # searches
     "warmup_steps": 4,
-    "copy_every": 8,
     "scramble": 3,
-    "first_width": 4,
-    "width": 4,
     "num_blocks": 1,
     "eval_moves": 2,
 }
@@ -172,6 +168,8 @@ def tiny(name):
     env = "lights-out2" if kind.how == "search" else env
     fields = {field.name for field in dataclasses.fields(module.Config)}
     values = {field: value for field, value in TINY.items() if field in fields}
+    if "hidden" in fields:
+        values["hidden"] = (4,) * len(module.Config.hidden)
     config = module.Config(**values | {"env": env})
     dataset = None
     if kind.how in ("offline", "imitation"):

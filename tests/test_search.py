@@ -787,7 +787,7 @@ def test_the_batch_does_not_change_what_a_path_costs(facts):
 
 def test_a_block_of_edges_gives_the_same_nodes_in_the_same_order(facts):
     """And twice the capacity changes nothing."""
-    lazy = q_search(batch=1, block=2, max_nodes=12_000, max_entries=60_000)
+    lazy = q_search(batch=1, edge_block=2, max_nodes=12_000, max_entries=60_000)
     for rank in sample(facts, 40, 14):
         ends = [
             raw(solver, facts.oracles["part of it"], facts.states[rank])

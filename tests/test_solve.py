@@ -17,7 +17,7 @@ HEAD = ["index", "status", "cost", "lower_bound", "generated", "network_calls", 
 SMALL = ["--env", "tile8", "--batch", "8", "--node-limit", "20_000"]
 TILE8 = rlzoo.make("tile8").inner
 CONFIG = qstar.Config(
-    env="tile8", total_steps=16, batch_size=8, scramble=5, first=4, width=4, blocks=1, eval_moves=2
+    env="tile8", total_steps=16, batch_size=8, scramble=5, hidden=(4, 4), num_blocks=1, eval_moves=2
 )
 
 
@@ -251,8 +251,8 @@ def test_refusals(argv, message, files, run, call, tmp_path):
 def test_help_describes_the_search_too(call):
     code, shown, _ = call("--help")
     assert code == 0
-    assert shown.index("--block") < shown.index("--weight")
-    for flag in ("--weight", "--node-limit", "--memory", "--gif", "--block", "--child-cost"):
+    assert shown.index("--edge-block") < shown.index("--weight")
+    for flag in ("--weight", "--node-limit", "--memory", "--gif", "--edge-block", "--child-cost"):
         assert flag in shown
     assert "edges of a node that enter the open list at once" in " ".join(shown.split())
     assert search.STATUSES[0] == "solved"
