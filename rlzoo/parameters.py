@@ -16,10 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.classic_control import CartPole
 from jax.interpreters import partial_eval
 
+from rlzoo import machine
 from rlzoo.algorithm import Refused
+
+machine.start_backend()  # before gymnax, which starts jax
+from gymnax.environments.classic_control import CartPole
+
 from rlzoo.wrappers import innermost
 
 # ---- options in an id ----------------------------------------------------------------------------

@@ -279,8 +279,7 @@ def test_two_writers_in_one_folder(tmp_path, plain):
         text = command(TOY, "--resume", "--out", out, code=2)
         assert f"{out} is being written by process {process.pid} on " in text
         assert len(text.strip().splitlines()) == 1
-        # Reading needs no lock.
-        rlzoo.load(out)
+        Record.read(out)  # reading needs no lock
     finally:
         process.kill()
         process.communicate()
@@ -339,7 +338,8 @@ CELLS = [
         bias = 0.25
         def make(config, env, dataset=None):
             def step(state, t):
-                return State(shrink(state.w) - config.learning_rate * bias), {"loss/w": state.w.sum()}
+                w = shrink(state.w) - config.learning_rate * bias
+                return State(w), {"loss/w": state.w.sum()}
             def act(policy, obs, key):
                 return jnp.argmax(act_fn(obs @ policy.w))
             init = lambda key: State(jax.random.normal(key, SIZES["w"]))
@@ -732,3 +732,14 @@ def test_a_data_set_that_nothing_reads_is_refused(tmp_path, two, plain):
         go(tmp_path / "a", data=given["mixed"], env="probe-action")
     assert not (tmp_path / "a").exists()
     assert text
+
+
+@pytest.mark.parametrize("module", ["rlzoo.suites.files", "rlzoo.run.source", "rlzoo.run.loop"])
+def test_processes_join_before_anything_starts_jax(module):
+    """gymnax starts jax when it is imported; afterwards no process could join the others."""
+    code = (
+        "import sys; from rlzoo import machine; from jax._src import xla_bridge; seen = []\n"
+        "def start(): seen.append(xla_bridge.backends_are_initialized())\n"
+        "machine.start_backend = start; __import__(sys.argv[1]); print(seen[0])"
+    )
+    assert command("-c", code, module).strip() == "False"

@@ -133,7 +133,9 @@ def _table(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
 def _run_entry(run: Run) -> tuple[str, str]:
     command = run.config.get("command", "(command not recorded)")
     command = command if isinstance(command, str) else shlex.join(command)
-    name, config = f"{run.path} ({run.note or run.status})", json.dumps(run.config, indent=2)
+    name = f"{run.path} ({run.note or run.status})"
+    shared = {key: value for key, value in run.config.items() if key != "home"}
+    config = json.dumps(shared, indent=2)
     shown = "".join(f"<pre>{html.escape(text)}</pre>" for text in (command, config))
     return (
         f"* {name}: `{command}`",

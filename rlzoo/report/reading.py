@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,6 +211,7 @@ def group(runs: Iterable[Run], metric: str | None = None) -> list[Group]:
         judged = metric or run.score
         for fields, member in _members(run, judged):
             env = fields.pop("env", run.config.get("env") or "-")
+            env = re.sub(r"^.*/(?=[^/]+\.py:)", "", env, flags=re.DOTALL)  # no folder of a file
             about = (run.config["algorithm"], env, judged, run.status)
             found.setdefault((*about, tuple(sorted(fields.items()))), []).append(member)
     groups = []

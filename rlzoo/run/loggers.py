@@ -190,8 +190,8 @@ class WandB:
             )
         except wandb.errors.Error as error:
             raise Refused(
-                f"--wandb: {error} (WANDB_MODE=offline needs no account.) Continue with --resume --out "
-                f"{folder}"
+                f"--wandb: {error} (WANDB_MODE=offline needs no account.) Continue with --resume "
+                f"--out {folder}"
             ) from error
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")

@@ -147,7 +147,8 @@ class Record:
         """Raise `Refused` where the folder holds anything."""
         if (self.dir / "config.json").exists():
             raise Refused(
-                f"{self.dir} already holds a run: continue it with --resume, or choose another --out"
+                f"{self.dir} already holds a run: continue it with --resume, or choose another "
+                "--out"
             )
         held = [p.name for p in self.dir.iterdir()] if self.dir.is_dir() else []
         if held not in ([], [LOCK]) or (self.dir.exists() and not self.dir.is_dir()):
@@ -160,14 +161,15 @@ class Record:
         changes = _changes(before, now)
         if changes and not force:
             raise Refused(
-                f"{self.dir} was started differently: {'; '.join(changes)}. Continue it as it was "
-                "(--resume --out alone is enough), or add --force to go on regardless"
+                f"{self.dir} was started differently: {'; '.join(changes)}. Continue it as it "
+                "was (--resume --out alone is enough), or add --force to go on regardless"
             )
         for name, old in before["versions"].items():
             if now["versions"].get(name) != old:
                 print(
                     f"note: the run was started with {name} {old}, this is "
-                    f"{now['versions'].get(name)}; its numbers may differ from an uninterrupted run",
+                    f"{now['versions'].get(name)}; its numbers may differ from those of an "
+                    "uninterrupted run",
                     file=sys.stderr,
                 )
         if self.writes:
