@@ -113,6 +113,17 @@ class State:
 # ---- losses --------------------------------------------------------------------------------------
 
 
+def squashed_gaussian(head):
+    """The distribution of tanh(u), u being Gaussian (equation 26).
+
+    `head` [..., 2 * action_dim] holds the means, then the logarithms of the deviations.
+    """
+    mean, log_std = jnp.split(head, 2, axis=-1)
+    std = jnp.exp(jnp.clip(log_std, -20.0, 2.0))
+    normal = distrax.MultivariateNormalDiag(mean, std)
+    return distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
+
+
 def td_target(params, target_params, sample, key, actor, critics):
     """Targets of both critics [batch] (equations 5 and 6), from one action of the policy."""
     batch = sample.batch
@@ -171,11 +182,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     target_entropy = config.target_entropy * env.action_dim
 
     def actor(params, obs):
-        """The distribution of actions [..., action_dim]: a Gaussian, squashed by tanh."""
-        mean, log_std = jnp.split(actor_net.apply(params, env.flatten(obs)), 2, axis=-1)
-        std = jnp.exp(jnp.clip(log_std, -20.0, 2.0))
-        normal = distrax.MultivariateNormalDiag(mean, std)
-        return distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
+        """The distribution of actions."""
+        return squashed_gaussian(actor_net.apply(params, env.flatten(obs)))
 
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""

@@ -1,10 +1,9 @@
-"""SAC: its densities and losses against NumPy and distrax, its values on probe environments whose
-values are known."""
+"""SAC: its densities and losses against NumPy, its values on probe environments whose values are
+known."""
 
 import dataclasses
 import itertools
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,9 @@ from rlzoo.algorithms import sac
 from together import learn, quick_jit
 
 import rlzoo
+from rlzoo.algorithm import clean
+from rlzoo.env import Transition
+from rlzoo.replay import Sample
 
 GAMMA = 0.9
 
@@ -23,86 +25,113 @@ GAMMA = 0.9
 
 def test_density_of_squashed_actions():
     rng = np.random.default_rng(0)
-    head, noise = (rng.uniform(-1.5, 1.5, (50, k)).astype(np.float32) for k in (6, 3))
-    action, log_prob = quick_jit(sac.squashed)(head, noise)
-    normal = distrax.MultivariateNormalDiag(head[:, :3], np.exp(head[:, 3:]))
-    oracle = distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
+    head = rng.uniform(-1.5, 1.5, (50, 6)).astype(np.float32)
+    key = jax.random.key(1)
+    draw = quick_jit(lambda head: sac.squashed_gaussian(head).sample_and_log_prob(seed=key))
+    action, log_prob = draw(head)
+    noise = np.asarray(jax.random.normal(key, (50, 3)), np.float64)
     u = head[:, :3] + np.exp(head[:, 3:]) * noise
-    np.testing.assert_allclose(action, np.tanh(u), rtol=1e-5, atol=1e-6)
-    keep = np.abs(u).max(-1) < 3  # further out the oracle's inverse of tanh loses digits
-    assert keep.sum() > 20
-    np.testing.assert_allclose(log_prob[keep], oracle.log_prob(action)[keep], rtol=1e-2, atol=1e-2)
-    exact = (
-        -0.5 * noise.astype(float) ** 2
-        - head[:, 3:]
-        - 0.5 * np.log(2 * np.pi)
-        - 2 * np.log(1 / np.cosh(u))
-    ).sum(-1)
+    np.testing.assert_allclose(action, np.tanh(u), rtol=1e-4, atol=1e-5)
+    normal = -0.5 * noise**2 - head[:, 3:] - 0.5 * np.log(2 * np.pi)
+    exact = (normal - 2 * np.log(1 / np.cosh(u))).sum(-1)
     np.testing.assert_allclose(log_prob, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_density_far_out_is_finite_where_the_plain_form_is_not():
-    head, noise = jnp.array([30.0, 5.0]), jnp.array([1.0])
-    action, log_prob = sac.squashed(head, noise)
-    slope = jax.grad(lambda h: sac.squashed(h, noise)[1])(head)
+    head, key = jnp.array([30.0, 5.0]), jax.random.key(0)
+    draw = lambda head: sac.squashed_gaussian(head).sample_and_log_prob(seed=key)
+    action, log_prob = draw(head)
+    slope = jax.grad(lambda head: draw(head)[1])(head)
     assert np.isfinite(log_prob) and np.isfinite(slope).all() and action == 1.0
     assert np.isinf(jnp.log(1 - action**2)).all()  # what this guards against
-    normal = -0.5 - 2.0 - 0.5 * np.log(2 * np.pi)  # its log_std is clipped to 2
-    np.testing.assert_allclose(log_prob, normal + 2 * (30 + np.exp(2.0) - np.log(2)), rtol=1e-5)
+    noise = float(jax.random.normal(key, (1,))[0])
+    normal = -0.5 * noise**2 - 2.0 - 0.5 * np.log(2 * np.pi)  # its log_std is clipped to 2
+    u = 30 + np.exp(2.0) * noise
+    np.testing.assert_allclose(log_prob, normal + 2 * (u - np.log(2)), rtol=1e-5)
 
 
-def test_soft_value_of_discrete_actions_is_exact():
-    rng = np.random.default_rng(0)
-    head, q = (
-        rng.normal(size=(5, 3)).astype(np.float32),
-        rng.normal(size=(2, 5, 3)).astype(np.float32),
-    )
-    value, entropy = quick_jit(lambda h, q: sac.soft_value(h, None, 0.3, lambda action: q))(head, q)
-    probs = np.exp(head) / np.exp(head).sum(-1, keepdims=True)
-    np.testing.assert_allclose(entropy, -(probs * np.log(probs)).sum(-1), rtol=1e-4)
-    np.testing.assert_allclose(
-        value, (probs * q.min(0)).sum(-1) + 0.3 * entropy, rtol=1e-4, atol=1e-5
-    )
-    best = (
-        q.min(0) / 0.3
-    )  # the policy that maximises it is the softmax of Q / alpha; there the gradient vanishes
-    slope = jax.grad(lambda h: sac.soft_value(h, None, 0.3, lambda action: q)[0].sum())
-    assert (
-        np.abs(slope(jnp.asarray(best))).max()
-        < 1e-5
-        < 1e-2
-        < np.abs(slope(jnp.asarray(head))).max()
-    )
+MEAN, LOG_STD, COUNT = 0.4, -0.7, 100_000
 
 
-def test_soft_value_of_continuous_actions_is_an_estimate_of_the_integral():
-    head = jnp.array([0.4, -0.7])
-    noise = jax.random.normal(jax.random.key(0), (100_000, 1))
-    value, entropy = sac.soft_value(
-        jnp.broadcast_to(head, (100_000, 2)),
-        noise,
-        0.5,
-        lambda a: jnp.stack([3 * a[:, 0], 1 - a[:, 0] ** 2]),
-    )
+def constant_actor(params, obs):
+    """The same distribution at all observations."""
+    return sac.squashed_gaussian(jnp.broadcast_to(params, (len(obs), 2)))
+
+
+def curved_critics(params, obs, action):
+    """Two values that cross, so that the smaller one is either."""
+    return params * jnp.stack([3 * action[:, 0], 1 - action[:, 0] ** 2])
+
+
+def integrals():
+    """E[min Q] and E[-log pi] of `constant_actor` and `curved_critics`, by quadrature."""
     u = np.linspace(-4, 5, 20_001)
-    density = np.exp(-0.5 * ((u - 0.4) / np.exp(-0.7)) ** 2) / (np.exp(-0.7) * np.sqrt(2 * np.pi))
+    std = np.exp(LOG_STD)
+    density = np.exp(-0.5 * ((u - MEAN) / std) ** 2) / (std * np.sqrt(2 * np.pi))
     a = np.tanh(u)
     minus_log = -(np.log(density) - np.log(1 - a**2))
     expect = lambda x: float((density * x).sum() * (u[1] - u[0]))
-    np.testing.assert_allclose(entropy.mean(), expect(minus_log), atol=0.02)
-    np.testing.assert_allclose(
-        value.mean(), expect(np.minimum(3 * a, 1 - a**2) + 0.5 * minus_log), atol=0.03
+    return expect(np.minimum(3 * a, 1 - a**2)), expect(minus_log)
+
+
+def test_actor_loss_is_an_estimate_of_the_integral():
+    value, entropy = integrals()
+    flags = np.zeros(COUNT, bool)
+    obs = np.zeros((COUNT, 1), np.float32)
+    batch = Transition(obs, None, None, flags, flags, obs)
+    loss, metrics = sac.actor_loss(
+        jnp.array([MEAN, LOG_STD]),
+        1.0,
+        jnp.log(0.5),
+        batch,
+        jax.random.key(0),
+        constant_actor,
+        curved_critics,
     )
+    np.testing.assert_allclose(metrics["train/entropy"], entropy, atol=0.02)
+    np.testing.assert_allclose(metrics["train/alpha"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(loss, -(value + 0.5 * entropy), atol=0.03)
+    assert metrics["loss/actor"] == loss
+
+
+def test_target_is_the_soft_value_of_the_next_observation():
+    """Of the target critics; a terminated episode has none, a truncated one has."""
+    value, entropy = integrals()
+    rng = np.random.default_rng(0)
+    terminated = rng.random(COUNT) < 0.3
+    truncated = ~terminated & (rng.random(COUNT) < 0.3)
+    reward = rng.normal(size=COUNT).astype(np.float32)
+    obs = np.zeros((COUNT, 1), np.float32)
+    sample = Sample(
+        Transition(obs, None, reward, terminated, truncated, obs),
+        np.full(COUNT, GAMMA, np.float32),
+        None,
+        None,
+    )
+    params = sac.Params(jnp.array([MEAN, LOG_STD]), 7.0, jnp.log(0.5))
+    target = np.asarray(
+        sac.td_target(params, 1.0, sample, jax.random.key(0), constant_actor, curved_critics)
+    )
+    assert target.shape == (COUNT,)
+    bootstrap = (target - reward) / GAMMA
+    np.testing.assert_allclose(bootstrap[terminated], 0.0, atol=1e-5)
+    soft = value + 0.5 * entropy
+    np.testing.assert_allclose(bootstrap[~terminated].mean(), soft, atol=0.03)
+    np.testing.assert_allclose(bootstrap[truncated].mean(), soft, atol=0.05)
 
 
 def test_critic_and_temperature_losses():
     value, target = np.array([[1.0, 2.0], [0.0, 5.0]]), np.array([1.5, 3.0])
-    np.testing.assert_allclose(sac.critic_loss(value, target), (0.25 + 1.0 + 2.25 + 4.0) / 2)
-    slope = jax.grad(sac.alpha_loss)
-    assert (
-        slope(0.0, jnp.array([0.1, 0.3]), 0.5) < 0 < slope(0.0, jnp.array([0.9, 0.7]), 0.5)
-    )  # low entropy: it rises
-    np.testing.assert_allclose(slope(jnp.log(2.0), jnp.array([0.9, 0.7]), 0.5), 2 * 0.3, rtol=1e-5)
+    batch = Transition(None, None, None, None, None, None)
+    loss, metrics = sac.critic_loss(value, batch, target, lambda params, obs, action: params)
+    np.testing.assert_allclose(loss, (0.25 + 1.0 + 2.25 + 4.0) / 2)
+    np.testing.assert_allclose(metrics["train/q"], 2.0)
+    with pytest.raises(AssertionError, match="shape"):  # it would broadcast
+        sac.critic_loss(value[..., None], batch, target, lambda params, obs, action: params)
+    slope = jax.grad(sac.alpha_loss, has_aux=True)
+    # Low entropy: it rises.
+    assert slope(0.0, 0.2, 0.5)[0] < 0 < slope(0.0, 0.8, 0.5)[0]
+    np.testing.assert_allclose(slope(jnp.log(2.0), 0.8, 0.5)[0], 2 * 0.3, rtol=1e-5)
 
 
 # ---- schedules -----------------------------------------------------------------------------------
@@ -134,10 +163,11 @@ def test_schedule(tune):
     for t in range(6):
         state, metrics = step(states[-1], t)
         states.append(state)
+        assert ("loss/alpha" in metrics) == tune
         learning = t >= 3
         assert all(
             metrics[name][1] == learning
-            for name in ("loss/critic", "loss/actor", "alpha", "entropy", "q")
+            for name in ("loss/critic", "loss/actor", "train/alpha", "train/entropy", "train/q")
         )
     np.testing.assert_allclose(np.exp(states[0].params.log_alpha), 0.2, rtol=1e-5)
     for t, (before, after) in enumerate(itertools.pairwise(states)):
@@ -145,11 +175,11 @@ def test_schedule(tune):
         assert equal(before.params.log_alpha, after.params.log_alpha) == (t < 3 or not tune)
         if t >= 3:
             mixed = jax.tree.map(
-                lambda old, new: 0.9 * old + 0.1 * new, before.target_critics, after.params.critics
+                lambda old, new: 0.9 * old + 0.1 * new, before.target_params, after.params.critics
             )
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-                after.target_critics,
+                after.target_params,
                 mixed,
             )
     assert np.abs(states[-1].buffer.data.action[:12]).max() <= 1.0
@@ -193,21 +223,7 @@ def test_values_of_the_probes():
     np.testing.assert_allclose(learnt.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
 
 
-def test_values_of_the_probes_with_discrete_actions():
-    learnt = learn(
-        sac.make,
-        dataclasses.replace(TINY, total_steps=2400 * 4),
-        [*PROBES, "probe-time-limit naive"],
-    )
-    net = sac.MLP(TINY.hidden, 2)
-    q = jax.vmap(jax.vmap(net.apply, (0, None)), (0, None))(learnt.state.params.critics, OBS)
-    taken = jnp.take_along_axis(q.mean(1), learnt.actions[..., None], -1)[..., 0]
-    check(np.asarray(taken), learnt.actions)
-    assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("continuous", [True, False])
-def test_temperature_holds_the_entropy_at_its_target(continuous):
+def test_temperature_holds_the_entropy_at_its_target():
     """Where all actions are alike, the policy's entropy goes to the target, and not to its largest
     value."""
     config = dataclasses.replace(
@@ -215,26 +231,25 @@ def test_temperature_holds_the_entropy_at_its_target(continuous):
         tune_alpha=True,
         alpha=0.05,
         target_entropy=-0.5,
-        target_share=0.8,
         total_steps=1500 * 4,
     )
-    learnt = learn(sac.make, config, ["probe-action"], continuous)
-    found = float(np.mean(learnt.metrics["entropy"][0][-300:, 0]))
-    target = -0.5 if continuous else 0.8 * np.log(2)
-    assert abs(found - target) < 0.15, found
+    learnt = learn(sac.make, config, ["probe-action"], continuous=True)
+    found = float(np.mean(learnt.metrics["train/entropy"].value[-300:, 0]))
+    assert abs(found + 0.5) < 0.15, found
 
 
 # ---- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"batch_size": 100}, "batch_size=100 is more than the 60 transitions"),
-        ({"learning_starts": 0}, "learning_starts=0 must be at least 1"),
-        ({"updates": 0}, "updates=0 must be at least 1"),
-    ],
-)
-def test_bad_input_is_refused(fields, message):
-    with pytest.raises(rlzoo.Refused, match=message):
-        sac.make(dataclasses.replace(SMALL, **fields), rlzoo.make("probe-action-continuous"))
+def test_bad_input_is_refused():
+    env = rlzoo.make("probe-action-continuous")
+    with pytest.raises(rlzoo.Refused, match="batch_size=100 is more than the 60 transitions"):
+        sac.make(dataclasses.replace(SMALL, batch_size=100), env)
+    with pytest.raises(rlzoo.Refused, match="discrete actions"):
+        sac.make(SMALL, rlzoo.make("probe-action"))
+
+
+@pytest.mark.parametrize("name", ["learning_starts", "updates_per_step"])
+def test_bounds_of_fields(name):
+    with pytest.raises(rlzoo.Refused, match=f"{name} is 0; it must be at least 1"):
+        clean(dataclasses.replace(SMALL, **{name: 0}))

@@ -13,6 +13,7 @@ from rlzoo.algorithms import td3
 from together import learn, quick_jit
 
 import rlzoo
+from rlzoo.algorithm import clean
 from rlzoo.env import Transition
 from rlzoo.replay import Sample
 
@@ -75,16 +76,19 @@ def test_losses_are_the_numpy_reference(case):
     batch, target = sample.batch, sample.batch.reward
     pair = np.concatenate([batch.obs, batch.action], -1)
     value = params.critics @ pair.T
-    loss, mean = quick_jit(lambda p, b, t: td3.critic_loss(p, b, t, linear_critics))(
+    loss, metrics = quick_jit(lambda p, b, t: td3.critic_loss(p, b, t, linear_critics))(
         params.critics, batch, target
     )
+    assert set(metrics) == {"loss/critic", "train/q"} and metrics["loss/critic"] == loss
     np.testing.assert_allclose(loss, sum(np.mean((v - target) ** 2) for v in value), rtol=1e-4)
-    np.testing.assert_allclose(mean, value.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["train/q"], value.mean(), rtol=1e-4)
 
     objective = lambda actor, critics: td3.actor_loss(
         actor, critics, batch, linear_actor, linear_critics
     )
-    loss, (grad, critic_grad) = quick_jit(jax.value_and_grad(objective, (0, 1)))(*params)
+    slopes = quick_jit(jax.value_and_grad(objective, (0, 1), has_aux=True))
+    (loss, metrics), (grad, critic_grad) = slopes(*params)
+    assert metrics == {"loss/actor": loss}
     action = np.tanh(batch.obs @ params.actor)
     np.testing.assert_allclose(
         loss, -np.mean(np.concatenate([batch.obs, action], -1) @ params.critics[0]), rtol=1e-4
@@ -135,12 +139,12 @@ def test_critics_learn_at_every_update_and_the_rest_with_delay(step):
     for t, (before, after) in enumerate(itertools.pairwise(states)):
         learning, moving = t >= 3, t >= 3 and t % 3 == 0
         assert equal(before.params.critics, after.params.critics) != learning
-        assert equal(before.critic_opt, after.critic_opt) != learning
-        for part in ("target_params", "actor_opt"):
-            assert equal(getattr(before, part), getattr(after, part)) != moving
+        assert equal(before.opt_states.critics, after.opt_states.critics) != learning
+        assert equal(before.opt_states.actor, after.opt_states.actor) != moving
+        assert equal(before.target_params, after.target_params) != moving
         assert equal(before.params.actor, after.params.actor) != moving
         assert (
-            metrics[t]["loss/critic"][1] == metrics[t]["q"][1] == learning
+            metrics[t]["loss/critic"][1] == metrics[t]["train/q"][1] == learning
             and metrics[t]["loss/actor"][1] == moving
         )
         if moving:
@@ -155,7 +159,7 @@ def test_critics_learn_at_every_update_and_the_rest_with_delay(step):
 
 
 def test_several_updates_a_step(step):
-    _, metrics = step(dataclasses.replace(SMALL, updates=5), 6)
+    _, metrics = step(dataclasses.replace(SMALL, updates_per_step=5), 6)
     assert [int(m["loss/critic"][1]) for m in metrics] == [0, 0, 0, 5, 5, 5]
     assert [int(m["loss/actor"][1]) for m in metrics] == [
         0,
@@ -254,11 +258,14 @@ def test_values_of_the_probes():
             "batch_size=8 is more than the 6 transitions",
         ),
         ("probe-action", {}, "discrete actions"),
-        ("probe-action-continuous", {"learning_starts": 0}, "learning_starts=0"),
-        ("probe-action-continuous", {"updates": 0}, "updates=0 must be at least 1"),
-        ("probe-action-continuous", {"policy_delay": 0}, "policy_delay=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
         td3.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))
+
+
+@pytest.mark.parametrize("name", ["learning_starts", "updates_per_step", "policy_delay"])
+def test_bounds_of_fields(name):
+    with pytest.raises(rlzoo.Refused, match=f"{name} is 0; it must be at least 1"):
+        clean(dataclasses.replace(SMALL, **{name: 0}))
