@@ -61,7 +61,7 @@ BASELINES = {
     "pqn-breakout": Baseline(
         "pqn",
         "--env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128 --num-steps 32 "
-        "--minibatches 32 --epochs 2 --td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.1 "
+        "--num-minibatches 32 --num-epochs 2 --td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.1 "
         "--hidden 128 --v-min -1 --v-max 19 --eval-every 2_000_000",
         "published: 70 for PQN at ten times the steps (SCORER's paper), 28 for gymnax's PPO at as "
         "many",

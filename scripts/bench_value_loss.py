@@ -34,7 +34,8 @@ CASES = {  # name -> (module, fields, losses)
     ),
     "pqn.py, Breakout-MinAtar": (
         pqn,
-        MINATAR | dict(num_envs=128, num_steps=32, minibatches=32, epochs=2, td_lambda=0.65),
+        MINATAR
+        | dict(num_envs=128, num_steps=32, num_minibatches=32, num_epochs=2, td_lambda=0.65),
         ("mse", "hl_gauss", "c51"),
     ),
     "hl_gauss.py, CartPole-v1": (

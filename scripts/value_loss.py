@@ -26,13 +26,13 @@ from programs import plasticity as phases
 from programs.arms import (
     BREAKOUT,
     BREAKOUT_RATES,
-    DQN,
     LOSSES,
     OFFLINE_DQN,
     PQN,
     RATES,
     SEEDS,
     SMALL,
+    SOFT_MOE,
     Lab,
     Parts,
     Runs,
@@ -223,7 +223,7 @@ def offline(loss: str, target: str = "q_learning", eta: str = "0", updates: int 
     high = 19 + (0.0 if eta.startswith("centred") else BIN * round(51 * float(eta) / BIN))
     bins = 1 + round((high + 1) / BIN)
     learning = f"--loss {loss} --target {target} --total-steps {updates}"
-    return f"{OFFLINE} {learning} --v-max {high:g} --bins {bins}"
+    return f"{OFFLINE} {learning} --v-max {high:g} --num-bins {bins}"
 
 
 def offline_arm(lab: Lab, name: str, loss: str, flags: str, eta: str = "0") -> report.Run:
@@ -333,7 +333,7 @@ def long(lab: Lab) -> Parts:
 
 SIGMAS = ("0.25", "0.75", "2")
 BINS = ("21", "51", "101")
-WIDTHS = ("1", "2")
+WIDTHS = {"1": SMALL, "2": "--hidden 64 --channels 8"}
 
 
 def smoothing(lab: Lab) -> Parts:
@@ -342,7 +342,7 @@ def smoothing(lab: Lab) -> Parts:
     sweep = f"--sweep sigma_ratio={','.join(SIGMAS)}"
     runs: Runs = {
         (bins,): lab.arm(
-            f"smoothing/bins-{bins}", PQN, f"{flags} {final(rate, 5)} --bins {bins} {sweep}"
+            f"smoothing/bins-{bins}", PQN, f"{flags} {final(rate, 5)} --num-bins {bins} {sweep}"
         )
         for bins in BINS
     }
@@ -384,8 +384,8 @@ def smoothing(lab: Lab) -> Parts:
 def width(lab: Lab) -> Parts:
     runs: Runs = {}
     for loss in ("mse", "hl_gauss"):
-        for times in WIDTHS:
-            flags = f"{online(BREAKOUT, loss, SMALL)} --width {times}"
+        for times, network in WIDTHS.items():
+            flags = online(BREAKOUT, loss, network)
             rate = lab.tuned(f"width/tune-{loss}-{times}", PQN, flags)
             runs[loss, times] = lab.arm(f"width/{loss}-{times}", PQN, f"{flags} {final(rate)}")
         runs[loss, "4"] = lab.breakout(loss)  # its network is four times as wide as SMALL
@@ -425,10 +425,10 @@ def experts(lab: Lab) -> Parts:
     runs: Runs = {}
     for loss in ("mse", "hl_gauss"):
         flags = f"{MIXTURE} --loss {loss} --experts"
-        rate = lab.tuned(f"experts/tune-{loss}", DQN, f"{flags} 1")
+        rate = lab.tuned(f"experts/tune-{loss}", SOFT_MOE, f"{flags} 1")
         for count in EXPERTS:
             runs[loss, count] = lab.arm(
-                f"experts/{loss}-{count}", DQN, f"{flags} {count} {final(rate)}"
+                f"experts/{loss}-{count}", SOFT_MOE, f"{flags} {count} {final(rate)}"
             )
     ours = {count: members(runs["hl_gauss", count]) for count in EXPERTS}
     mse = {count: members(runs["mse", count]) for count in EXPERTS}

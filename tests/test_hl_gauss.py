@@ -3,6 +3,8 @@ for bit, probes."""
 
 import dataclasses
 import re
+from pathlib import Path
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -17,26 +19,34 @@ from scipy.special import entr, log_softmax, softmax
 from together import learn, quick_jit
 
 import rlzoo
+from rlzoo.algorithm import clean
+from rlzoo.bins import Loss
 from rlzoo.env import Transition
+from rlzoo.fast import patches3x3
 from rlzoo.replay import Sample
+from rlzoo.run.files import load_module
 
 GAMMA = 0.9
+LOSSES = get_args(Loss)
+PROGRAMS = Path(__file__).parent.parent / "scripts" / "programs"
 two_hot, gauss = quick_jit(hl_gauss.two_hot), quick_jit(hl_gauss.hl_gauss)
 project, kl = quick_jit(hl_gauss.project), quick_jit(hl_gauss.kl)
 
 
 def config(bins=51, low=-10.0, high=10.0, ratio=0.75, loss="hl_gauss", **fields):
-    return hl_gauss.Config(loss=loss, bins=bins, v_min=low, v_max=high, sigma_ratio=ratio, **fields)
+    return hl_gauss.Config(
+        loss=loss, num_bins=bins, v_min=low, v_max=high, sigma_ratio=ratio, **fields
+    )
 
 
 def support(config):
     """Centres and spacing in float64, by the definitions: the atoms, or bins from v_min to
     v_max."""
     if config.widen or config.loss in ("two_hot", "c51"):
-        return np.linspace(config.v_min, config.v_max, config.bins), (
+        return np.linspace(config.v_min, config.v_max, config.num_bins), (
             config.v_max - config.v_min
-        ) / (config.bins - 1)
-    edges = np.linspace(config.v_min, config.v_max, config.bins + 1)
+        ) / (config.num_bins - 1)
+    edges = np.linspace(config.v_min, config.v_max, config.num_bins + 1)
     return (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
 
 
@@ -99,7 +109,7 @@ def plain_gauss(y, c, dtype=jnp.float32):
 
 def check_gauss(gauss, c):
     """Sums and signs anywhere; mean and variance where the Gaussian fits into the range."""
-    rng = np.random.default_rng(c.bins)
+    rng = np.random.default_rng(c.num_bins)
     z, width = support(c)
     p = np.asarray(gauss(scalars(c, rng), c), float)
     assert p.min() >= 0
@@ -209,7 +219,7 @@ def test_small_sigma_is_the_nearest_bin_and_not_two_hot():
     z, width = support(c)
     y = scalars(c, np.random.default_rng(0))
     y = y[np.abs((y - z[0]) / width % 1 - 0.5) > 0.02]  # not between two bins
-    nearest = np.eye(c.bins)[np.abs(y[:, None] - z).argmin(-1)]
+    nearest = np.eye(c.num_bins)[np.abs(y[:, None] - z).argmin(-1)]
     np.testing.assert_allclose(gauss(y, c), nearest, atol=1e-6)
     assert np.abs(np.asarray(two_hot(y, c)) - nearest).max() > 0.4
 
@@ -278,7 +288,7 @@ def check_project(project, bins=51):
     np.testing.assert_allclose(mean, reward + discount * (probs @ z), atol=2e-5 * 10)
     for j in (0, bins // 3, bins - 1):  # all mass on one atom
         certain = np.tile(np.eye(bins, dtype=np.float32)[j], (200, 1))
-        moved = hl_gauss.two_hot(reward + discount * np.asarray(hl_gauss.centres(c)[0])[j], c)
+        moved = hl_gauss.two_hot(reward + discount * np.asarray(hl_gauss.centers(c)[0])[j], c)
         np.testing.assert_allclose(project(certain, reward, discount, c), moved, atol=1e-5)
         assert np.array_equal(
             hl_gauss.project(certain, reward, discount, c), moved
@@ -298,7 +308,7 @@ def test_projection_that_loses_mass_on_atoms_is_found():
 def test_two_hot_of_a_noisy_target_is_the_projection_of_its_distribution():
     c = config(loss="c51")
     rng = np.random.default_rng(0)
-    probs = softmax(rng.normal(size=(20, c.bins)), -1).astype(np.float32)
+    probs = softmax(rng.normal(size=(20, c.num_bins)), -1).astype(np.float32)
     reward, discount = rng.normal(size=20).astype(np.float32), np.full(20, GAMMA, np.float32)
     each = np.asarray(two_hot(reward[:, None] + discount[:, None] * np.float32(support(c)[0]), c))
     np.testing.assert_allclose(
@@ -351,7 +361,7 @@ def target_of(y, c):
     return plain_gauss(np.clip(y, c.v_min, c.v_max), c)
 
 
-@pytest.mark.parametrize("loss", hl_gauss.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_loss_is_the_numpy_reference(loss):
     rng = np.random.default_rng(0)
     n, bins = 40, 11
@@ -367,7 +377,7 @@ def test_loss_is_the_numpy_reference(loss):
         Transition(obs, action, reward, terminated, truncated, next_obs), discount, None, weight
     )
     run = lambda p, t, s, c: hl_gauss.td_loss(p, t, s, lambda p, o: jnp.tensordot(o, p, 1), c)
-    (found, (error, metrics)), (grad, target_grad) = quick_jit(
+    (found, metrics), (grad, target_grad) = quick_jit(
         jax.value_and_grad(run, (0, 1), has_aux=True)
     )(params, target_params, sample, c)
 
@@ -394,18 +404,20 @@ def test_loss_is_the_numpy_reference(loss):
         np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found, (weight * each).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss/td"], found)
-    np.testing.assert_allclose(error, value - target, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(metrics["error"], value - target, rtol=1e-3, atol=1e-4)
     assert np.any(grad) and not np.any(target_grad)
 
     outside = lambda margin: (np.abs(target) > 5 - margin).mean()
     assert 0 < outside(0) < outside(3 * 0.75 * width) < 1
-    np.testing.assert_allclose(metrics["clipped"], outside(0), rtol=1e-5)
-    np.testing.assert_allclose(metrics["near_edge"], outside(3 * 0.75 * width), rtol=1e-5)
-    np.testing.assert_allclose(metrics["target_max"], np.abs(target).max(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["q"], value.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["train/targets_outside"], outside(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["train/targets_near_edge"], outside(3 * 0.75 * width), rtol=1e-5
+    )
+    np.testing.assert_allclose(metrics["train/target_max"].value, np.abs(target).max(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/q"], value.mean(), rtol=1e-4)
     if loss != "mse":
         np.testing.assert_allclose(
-            metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
+            metrics["train/entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
         )
     masked = target + np.where(truncated & ~terminated, -discount * decode(judge)[rows, best], 0)
     assert (
@@ -426,7 +438,7 @@ def chain():
     return Transition(state, action, reward, terminated, np.zeros(10, bool), after), q
 
 
-@pytest.mark.parametrize("loss", hl_gauss.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_tables_converge_to_the_values_of_a_chain(loss):
     batch, q = chain()
     sample = Sample(batch, np.full(10, GAMMA, np.float32), None, np.ones(10, np.float32))
@@ -459,16 +471,46 @@ def test_dense_on_patches_is_a_convolution():
     def both(x):
         params = dense.init(jax.random.key(1), jnp.zeros((5, 4, 27)))["params"]
         as_conv = {"kernel": params["kernel"].reshape(3, 3, 3, 5), "bias": params["bias"] + 1.0}
-        return dense.apply({"params": params}, hl_gauss.patches(x)) + 1.0, conv.apply(
+        return dense.apply({"params": params}, patches3x3(x)) + 1.0, conv.apply(
             {"params": as_conv}, x
         )
 
     np.testing.assert_allclose(*both(x), rtol=1e-4, atol=1e-5)
 
 
+def sizes(env, module=hl_gauss, **fields):
+    alg = module.make(module.Config(env=env, **fields), rlzoo.make(env))
+    state = jax.eval_shape(alg.init, jax.random.key(0))
+    return {
+        re.sub(r"\['params'\]|[\[\]']+", " ", jax.tree_util.keystr(path)).split()[0]
+        + "/"
+        + path[-1].key: x.shape
+        for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
+    }
+
+
+def test_torsos():
+    plain = sizes("CartPole-v1", hidden=(8, 4), num_bins=7)
+    assert [plain[f"Dense_{i}/kernel"] for i in range(3)] == [(4, 8), (8, 4), (4, 2 * 7)]
+    assert sizes("CartPole-v1", hidden=(8, 4), loss="mse")["Dense_2/kernel"] == (4, 2)
+    image = dict(env="Breakout-MinAtar", hidden=(12,), num_bins=7)
+    wide = sizes(**image)
+    assert wide["Conv3x3_0/kernel"] == (36, 16)
+    assert [wide[f"Dense_{i}/kernel"] for i in range(2)] == [(8 * 8 * 16, 12), (12, 3 * 7)]
+    assert sizes(**image, channels=0)["Dense_0/kernel"] == (400, 12)
+
+
+# ---- scripts/programs/scaled_hl_gauss.py ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scaled():
+    return load_module(PROGRAMS / "scaled_hl_gauss.py")
+
+
 @pytest.mark.parametrize(("experts", "slots"), [(1, 5), (2, 3), (8, 1)])
-def test_softmoe_is_the_numpy_reference(experts, slots):
-    moe = hl_gauss.SoftMoE(experts, 6, None)
+def test_softmoe_is_the_numpy_reference(scaled, experts, slots):
+    moe = scaled.SoftMoE(experts, 6, None)
     x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     found, params = quick_jit(lambda x: moe.init_with_output(jax.random.key(0), x))(x)
     phi, expert = params["params"]["Dense_0"]["kernel"], params["params"]["VmapExpert_0"]
@@ -488,36 +530,32 @@ def test_softmoe_is_the_numpy_reference(experts, slots):
         np.testing.assert_allclose(out, softmax(routes, 1) @ np.stack(done), rtol=1e-4, atol=1e-5)
 
 
-def sizes(env, **fields):
-    alg = hl_gauss.make(hl_gauss.Config(env=env, **fields), rlzoo.make(env))
-    state = jax.eval_shape(alg.init, jax.random.key(0))
-    return {
-        re.sub(r"\['params'\]|[\[\]']+", " ", jax.tree_util.keystr(path)).split()[0]
-        + "/"
-        + path[-1].key: x.shape
-        for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
-    }
+def test_softmoe_stands_in_place_of_the_hidden_layer(scaled):
+    image = dict(env="Breakout-MinAtar", hidden=(12,), num_bins=7)
+    mixture = sizes(**image, module=scaled, experts=2)
+    assert mixture["Conv3x3_0/kernel"] == (36, 16)
+    assert mixture["SoftMoE_0/bias"] == (2, 16)
+    assert mixture["Dense_0/kernel"] == (8 * 8 * 16, 3 * 7)
 
 
-def test_torsos_and_width():
-    plain = sizes("CartPole-v1", hidden=(8, 4), bins=7)
-    assert [plain[f"Dense_{i}/kernel"] for i in range(3)] == [(4, 8), (8, 4), (4, 2 * 7)]
-    assert sizes("CartPole-v1", hidden=(8, 4), loss="mse")["Dense_2/kernel"] == (4, 2)
-    image = dict(env="Breakout-MinAtar", hidden=(12,), bins=7)
-    wide = sizes(**image, width=2)
-    assert [wide[f"Dense_{i}/kernel"] for i in range(3)] == [
-        (36, 32),
-        (8 * 8 * 32, 24),
-        (24, 3 * 7),
-    ]
-    assert sizes(**image, channels=0)["Dense_0/kernel"] == (400, 12)
-    mixture = sizes(**image, experts=2, width=2)
-    assert mixture["Dense_1/kernel"] == (8 * 8 * 32, 3 * 7)
+@pytest.mark.parametrize(
+    ("env", "hidden", "message"),
+    [
+        ("probe-obs", (8,), "experts=2 .* hidden=\\(8,\\) and obs \\(1,\\)"),
+        ("Breakout-MinAtar", (8, 8), "experts=2 .* hidden=\\(8, 8\\)"),
+    ],
+)
+def test_softmoe_without_its_place_is_refused(scaled, env, hidden, message):
+    with pytest.raises(rlzoo.Refused, match=message):
+        scaled.make(scaled.Config(experts=2, hidden=hidden), rlzoo.make(env))
+
+
+# ---- starts, precision ---------------------------------------------------------------------------
 
 
 @quick_jit
 def starts(c):
-    bias = hl_gauss.first_bias(c, (3, 51))
+    bias = hl_gauss.initial_bias(c, 3)
     return bias, hl_gauss.decode(bias, c), hl_gauss.decode(0.0 * bias, c)
 
 
@@ -529,7 +567,7 @@ def test_values_start_at_zero_whatever_the_range(low, high):
         assert bias.shape == (3, 51) and (low == -high) == (not np.any(bias))
         np.testing.assert_allclose(value, 0.0, atol=support(c)[1] * (0.4 if low == 0 else 0.01))
         np.testing.assert_allclose(without, (low + high) / 2, atol=1e-4)  # the middle of the range
-    assert not np.any(hl_gauss.first_bias(config(loss="mse", low=0.0), (3,)))
+    assert not np.any(hl_gauss.initial_bias(config(loss="mse", low=0.0), 3))
 
 
 def low_precision(jaxpr):
@@ -566,9 +604,9 @@ def test_bf16_torso_leaves_targets_and_losses_in_float32(loss, monkeypatch):
     }  # of softmax, of targets and of the loss
     found = primitives()
     assert "dot_general" in found and not found & numeric
-    bins = hl_gauss.centres
+    bins = hl_gauss.centers
     monkeypatch.setattr(
-        hl_gauss, "centres", lambda c: [jnp.asarray(x, jnp.bfloat16) for x in bins(c)]
+        hl_gauss, "centers", lambda c: [jnp.asarray(x, jnp.bfloat16) for x in bins(c)]
     )
     assert primitives() & numeric  # bins in bfloat16: the bug this guards against
 
@@ -586,13 +624,13 @@ SMALL = hl_gauss.Config(
     learning_rate=0.01,
     v_min=-2.0,
     v_max=2.0,
-    bins=11,
+    num_bins=11,
 )
 
 
 @pytest.mark.parametrize(
     "variant",
-    [{}, pytest.param({"double": True, "n_step": 3, "prioritised": True}, marks=pytest.mark.slow)],
+    [{}, pytest.param({"double": True, "n_step": 3, "prioritized": True}, marks=pytest.mark.slow)],
 )
 def test_mse_is_dqn_bit_for_bit(variant):
     fields = dict(
@@ -637,7 +675,7 @@ TINY = hl_gauss.Config(
     learning_rate=0.03,
     discount=GAMMA,
     epsilon_end=0.5,
-    bins=21,
+    num_bins=21,
     v_min=-12.0,
     v_max=12.0,
 )
@@ -653,11 +691,9 @@ def test_values_of_the_probes(loss):
     c = dataclasses.replace(TINY, loss=loss)
     learnt = learn(hl_gauss.make, c, [*PROBES, "probe-time-limit naive"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
-    net = hl_gauss.Network(c.hidden, 2 * c.bins, 0, 0, None, nn.initializers.zeros)
+    net = hl_gauss.CategoricalQNetwork(c.hidden, (2, c.num_bins), nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = hl_gauss.decode(
-        jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, 2, c.bins), c
-    )
+    q = hl_gauss.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs), c)
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
@@ -677,13 +713,11 @@ def test_values_of_the_probes(loss):
 @pytest.mark.parametrize(
     ("env", "fields", "message"),
     [
-        ("probe-obs", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
-        ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
-        ("probe-obs", {"width": 0}, "width=0 must be at least 1"),
+        ("probe-obs", {"loss": "hl_gaus"}, "loss 'hl_gaus' is unknown; nearest: hl_gauss"),
+        ("probe-obs", {"num_bins": 1}, "num_bins is 1; it must be at least 2"),
+        ("probe-obs", {"channels": -1}, "channels is -1; it must be at least 0"),
         ("probe-obs", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
-        ("probe-obs", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
-        ("probe-obs", {"experts": 2}, "experts=2 .* hidden=\\(8,\\) and obs \\(1,\\)"),
-        ("Breakout-MinAtar", {"experts": 2, "hidden": (8, 8)}, "experts=2 .* hidden=\\(8, 8\\)"),
+        ("probe-obs", {"sigma_ratio": 0.0}, "sigma_ratio is 0; it must be more than 0"),
         ("probe-obs", {"batch_size": 100}, "batch_size=100 is more than buffer_size=80"),
         ("probe-obs-continuous", {}, "continuous actions"),
         (
@@ -695,4 +729,4 @@ def test_values_of_the_probes(loss):
 )
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
-        hl_gauss.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))
+        hl_gauss.make(clean(dataclasses.replace(SMALL, **fields)), rlzoo.make(env))

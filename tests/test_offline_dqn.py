@@ -1,17 +1,16 @@
 """Offline DQN: its losses against NumPy, which samples SARSA keeps, CQL in closed form, data with
 known values.
 
-What it shares with hl_gauss.py is the same text, so that test_hl_gauss.py holds for it.
+What is in rlzoo/bins.py is tested in test_bins.py.
 """
 
 import dataclasses
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rlzoo.algorithms import dqn, hl_gauss, offline_dqn
+from rlzoo.algorithms import dqn, offline_dqn
 from scipy.special import entr, log_softmax, logsumexp, softmax
 from test_collect import train
 from test_hl_gauss import scattered, support, target_of
@@ -19,31 +18,12 @@ from together import quick_jit
 
 import rlzoo
 from rlzoo import dataset
+from rlzoo.algorithm import clean
+from rlzoo.bins import Bins
 from rlzoo.env import Transition
 from rlzoo.tools import collect
 
 GAMMA = 0.9
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "patches",
-        "centres",
-        "decode",
-        "two_hot",
-        "hl_gauss",
-        "encode",
-        "project",
-        "first_bias",
-        "kl",
-        "taken",
-    ],
-)
-def test_what_is_shared_is_the_same_text(name):
-    assert inspect.getsource(getattr(offline_dqn, name)) == inspect.getsource(
-        getattr(hl_gauss, name)
-    )
 
 
 # ---- the losses ----------------------------------------------------------------------------------
@@ -59,6 +39,10 @@ def some_sample(n=40):
     return offline_dqn.Sample(
         batch, rng.integers(0, 3, n), (rng.random(n) < 0.7).astype(np.float32)
     ), rng
+
+
+def bins_of(c):
+    return Bins(c.num_bins, c.v_min, c.v_max, c.sigma_ratio, c.widen, c.loss)
 
 
 def linear(params, obs):
@@ -82,7 +66,7 @@ def test_loss_is_the_numpy_reference(loss, target, double):
         loss=loss,
         target=target,
         double=double,
-        bins=bins,
+        num_bins=bins,
         v_min=-5.0,
         v_max=5.0,
         discount=GAMMA,
@@ -91,16 +75,16 @@ def test_loss_is_the_numpy_reference(loss, target, double):
     params, target_params = 2 * rng.normal(size=(2, 4, 3, *[bins] * (loss != "mse"))).astype(
         np.float32
     )
-    run = lambda p, t, c: offline_dqn.td_loss(p, t, sample, linear, c)
+    run = lambda p, t, c: offline_dqn.td_loss(p, t, sample, linear, bins_of(c), c)
     (found, metrics), (grad, target_grad) = quick_jit(
         jax.value_and_grad(run, (0, 1), has_aux=True)
     )(params, target_params, c)
 
-    batch, next_action, kept = sample
-    rows, live, z = np.arange(len(kept)), GAMMA * ~batch.terminated, support(c)[0]
+    batch, next_action, mask = sample
+    rows, live, z = np.arange(len(mask)), GAMMA * ~batch.terminated, support(c)[0]
     decode = lambda out: out if loss == "mse" else softmax(out, -1) @ z
     net = lambda p, o: np.tensordot(o, p.astype(float), 1)
-    mean = lambda x: (kept * x).sum() / kept.sum()
+    mean = lambda x: (mask * x).sum() / mask.sum()
     judge, everything = net(target_params, batch.next_obs), net(params, batch.obs)
     best = decode(net(params, batch.next_obs) if double else judge).argmax(-1)
     choice = next_action if target == "sarsa" else best
@@ -121,15 +105,19 @@ def test_loss_is_the_numpy_reference(loss, target, double):
     np.testing.assert_allclose(metrics["loss/cql"], mean(cql), rtol=1e-4)
     np.testing.assert_allclose(found, mean(each) + alpha * mean(cql), rtol=1e-4)
     assert np.any(grad) and not np.any(target_grad)
-    np.testing.assert_allclose(metrics["kept"], kept.mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["q"], mean(value), rtol=1e-4)
-    np.testing.assert_allclose(metrics["agreement"], mean(q.argmax(-1) == batch.action), rtol=1e-5)
-    np.testing.assert_allclose(metrics["target_max"], np.abs(kept * y).max(), rtol=1e-5)
-    for name, margin in (("clipped", 0.0), ("near_edge", 3 * 0.75 * support(c)[1])):
-        np.testing.assert_allclose(metrics[name], mean(np.abs(y) > 5 - margin), rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/mask"], mask.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/q"], mean(value), rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["train/agreement"], mean(q.argmax(-1) == batch.action), rtol=1e-5
+    )
+    np.testing.assert_allclose(metrics["train/target_max"].value, np.abs(mask * y).max(), rtol=1e-5)
+    for name, margin in (("outside", 0.0), ("near_edge", 3 * 0.75 * support(c)[1])):
+        np.testing.assert_allclose(
+            metrics[f"train/targets_{name}"], mean(np.abs(y) > 5 - margin), rtol=1e-5
+        )
     if loss != "mse":
         np.testing.assert_allclose(
-            metrics["entropy"], mean(entr(softmax(out, -1)).sum(-1)), rtol=1e-4
+            metrics["train/entropy"], mean(entr(softmax(out, -1)).sum(-1)), rtol=1e-4
         )
     # what would be another loss: the other target, bootstrapping masked with truncated too, samples
     # not masked
@@ -138,7 +126,7 @@ def test_loss_is_the_numpy_reference(loss, target, double):
         live * decode(judge)[rows, other],
         ~batch.truncated * live * decode(judge)[rows, choice],
     ):
-        assert np.abs(kept * (batch.reward + wrong - y)).max() > 0.1
+        assert np.abs(mask * (batch.reward + wrong - y)).max() > 0.1
     assert abs(each.mean() - mean(each)) > 1e-3
 
 
@@ -147,15 +135,17 @@ def test_samples_that_are_not_kept_change_nothing():
     params = rng.normal(size=(4, 3)).astype(np.float32)
     c = offline_dqn.Config(loss="mse", target="sarsa", cql_alpha=0.5)
     grad = quick_jit(
-        lambda s: jax.grad(lambda p: offline_dqn.td_loss(p, params, s, linear, c)[0])(params)
+        lambda s: jax.grad(lambda p: offline_dqn.td_loss(p, params, s, linear, bins_of(c), c)[0])(
+            params
+        )
     )
     other = sample._replace(
-        next_action=np.where(sample.kept == 0, (sample.next_action + 1) % 3, sample.next_action),
-        batch=sample.batch._replace(reward=sample.batch.reward + 100 * (sample.kept == 0)),
+        next_action=np.where(sample.mask == 0, (sample.next_action + 1) % 3, sample.next_action),
+        batch=sample.batch._replace(reward=sample.batch.reward + 100 * (sample.mask == 0)),
     )
     np.testing.assert_array_equal(grad(sample), grad(other))
     assert not np.any(
-        grad(sample._replace(kept=np.zeros_like(sample.kept)))
+        grad(sample._replace(mask=np.zeros_like(sample.mask)))
     )  # and no division by zero
 
 
@@ -192,7 +182,8 @@ def test_cql_solution_of_a_bandit(alpha):
     @quick_jit
     def descend(c):
         move = lambda _, q: (
-            q - 0.2 * jax.grad(lambda q: offline_dqn.td_loss(q, q, sample, net, c)[0])(q)
+            q
+            - 0.2 * jax.grad(lambda q: offline_dqn.td_loss(q, q, sample, net, bins_of(c), c)[0])(q)
         )
         return jax.lax.fori_loop(0, 3000, move, jnp.zeros(4))
 
@@ -244,30 +235,30 @@ def two_steps():
 def test_next_actions_are_those_of_the_same_episode(monkeypatch):
     data = two_steps()
     monkeypatch.setattr(offline_dqn, "draw", lambda data, key, n: jnp.arange(n))  # every row once
-    batch, next_action, kept = jax.tree.map(
-        np.asarray, offline_dqn.sample(data, None, len(data), "sarsa")
+    batch, next_action, mask = jax.tree.map(
+        np.asarray, offline_dqn.draw_sample(data, None, len(data), "sarsa")
     )
     assert (
         len(data) == 100
-        and np.array_equal(kept == 0, batch.truncated)
+        and np.array_equal(mask == 0, batch.truncated)
         and batch.truncated.sum() == 20
     )
-    asked = np.flatnonzero((kept == 1) & ~batch.terminated)
+    asked = np.flatnonzero((mask == 1) & ~batch.terminated)
     assert (
         np.array_equal(next_action[asked], batch.action[asked + 1])
         and next_action[asked].mean() == 0.25
     )
     assert next_action[batch.truncated].all()  # of another episode: what the mask is for
-    assert offline_dqn.sample(
+    assert offline_dqn.draw_sample(
         data, None, len(data), "q_learning"
-    ).kept.all()  # it asks for no action
+    ).mask.all()  # it asks for no action
 
 
 TINY = offline_dqn.Config(
     env="probe-two-step",
     total_steps=600,
     hidden=(16,),
-    bins=21,
+    num_bins=21,
     v_min=-2.0,
     v_max=2.0,
     batch_size=32,
@@ -283,24 +274,25 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
         two_steps(),
         rlzoo.make(TINY.env),
         jnp.array([[0.0], [1.0]]),
-        offline_dqn.sample,
+        offline_dqn.draw_sample,
     )
 
     def learnt(loss, target, masks):
         """Values [masks, obs 0 and 1, action] and greedy actions after training, and metrics; with
         and without the mask."""
         config = dataclasses.replace(TINY, loss=loss, target=target)
-        shape = (2,) if loss == "mse" else (2, config.bins)
-        net = offline_dqn.Network(config.hidden, int(np.prod(shape)), 0, jax.nn.initializers.zeros)
+        bins = bins_of(config)
+        zeros = jax.nn.initializers.zeros
+        net = offline_dqn.CategoricalQNetwork(config.hidden, bins.out_shape(2), zeros)
 
         def run(mask):
-            drawn = lambda sample: sample._replace(kept=jnp.where(mask, sample.kept, 1.0))
-            monkeypatch.setattr(offline_dqn, "sample", lambda *args: drawn(right(*args)))
+            drawn = lambda sample: sample._replace(mask=jnp.where(mask, sample.mask, 1.0))
+            monkeypatch.setattr(offline_dqn, "draw_sample", lambda *args: drawn(right(*args)))
             alg = offline_dqn.make(config, env, data)
             state, metrics = jax.lax.scan(
                 alg.step, alg.init(jax.random.key(0)), jnp.arange(config.total_steps)
             )
-            q = offline_dqn.decode(net.apply(state.params, obs).reshape(2, *shape), config)
+            q = bins.decode(net.apply(state.params, obs))
             return q, alg.act(alg.policy(state), obs, None), metrics
 
         return jax.tree.map(np.asarray, quick_jit(jax.vmap(run))(jnp.array(masks)))
@@ -309,10 +301,10 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
     np.testing.assert_allclose(
         best, [[GAMMA, GAMMA], [0, 1]], atol=0.08
     )  # truncated rows bootstrap too
-    assert actions[1] == 1 and metrics["kept"].min() == 1.0
+    assert actions[1] == 1 and metrics["train/mask"].min() == 1.0
     (follows, naive), _, metrics = learnt("mse", "sarsa", [True, False])
     np.testing.assert_allclose(follows, [[GAMMA / 4] * 2, [0, 1]], atol=0.12)
-    assert 0.7 < metrics["kept"][0].mean() < 0.9
+    assert 0.7 < metrics["train/mask"][0].mean() < 0.9
     assert (
         naive[0].min() > GAMMA / 4 + 0.12
     )  # the bug this guards against: taking the action of the episode after
@@ -349,7 +341,9 @@ def test_from_a_dqn_to_its_data_to_an_offline_agent(tmp_path):
         and set(np.asarray(actions)) <= {0, 1}
         and np.isfinite(metrics["loss/td"]).all()
     )
-    np.testing.assert_allclose(np.mean(metrics["kept"]), 0.8, atol=0.03)  # one step of five is cut
+    np.testing.assert_allclose(
+        np.mean(metrics["train/mask"]), 0.8, atol=0.03
+    )  # one step of five is cut
 
 
 # ---- networks, bad input -------------------------------------------------------------------------
@@ -367,28 +361,30 @@ def test_torsos():
                 starts=jnp.array([0, 5]),
             )
         )
-        alg = offline_dqn.make(offline_dqn.Config(bins=7, **fields), env, data)
+        alg = offline_dqn.make(offline_dqn.Config(num_bins=7, **fields), env, data)
         params = jax.eval_shape(alg.init, jax.random.key(0)).params["params"]
-        return [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params))]
+        conv = [layer["Dense_0"] for name, layer in params.items() if name.startswith("Conv3x3")]
+        dense = [layer for name, layer in params.items() if name.startswith("Dense")]
+        return [layer["kernel"].shape for layer in conv + dense]
 
     assert shapes(env="CartPole-v1", hidden=(8, 4)) == [(4, 8), (8, 4), (4, 2 * 7)]
     assert shapes(env="CartPole-v1", hidden=(8, 4), loss="mse") == [(4, 8), (8, 4), (4, 2)]
     image = dict(env="Breakout-MinAtar", hidden=(12,))
-    assert shapes(**image, width=2) == [(36, 32), (8 * 8 * 32, 24), (24, 3 * 7)]
+    assert shapes(**image) == [(36, 16), (8 * 8 * 16, 12), (12, 3 * 7)]
     assert shapes(**image, channels=0) == [(400, 12), (12, 3 * 7)]
 
 
 @pytest.mark.parametrize(
     ("env", "fields", "message"),
     [
-        ("probe-two-step", {"loss": "hl_gaus"}, "--loss 'hl_gaus' is unknown; nearest: hl_gauss"),
-        ("probe-two-step", {"target": "salsa"}, "--target 'salsa' is unknown; nearest: sarsa"),
-        ("probe-two-step", {"bins": 1}, "bins=1 must be at least 2"),
-        ("probe-two-step", {"target_every": 0}, "target_every=0 must be at least 1"),
-        ("probe-two-step", {"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ("probe-two-step", {"loss": "hl_gaus"}, "loss 'hl_gaus' is unknown; nearest: hl_gauss"),
+        ("probe-two-step", {"target": "salsa"}, "target 'salsa' is unknown; nearest: sarsa"),
+        ("probe-two-step", {"num_bins": 1}, "num_bins is 1; it must be at least 2"),
+        ("probe-two-step", {"target_every": 0}, "target_every is 0; it must be at least 1"),
+        ("probe-two-step", {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ("probe-two-step", {"v_min": 2.0}, "v_min=2.0 must be less than v_max=2.0"),
-        ("probe-two-step", {"sigma_ratio": 0.0}, "sigma_ratio=0.0 must be more than 0"),
-        ("probe-two-step", {"cql_alpha": -1.0}, "cql_alpha=-1.0 must be at least 0"),
+        ("probe-two-step", {"sigma_ratio": 0.0}, "sigma_ratio is 0; it must be more than 0"),
+        ("probe-two-step", {"cql_alpha": -1.0}, "cql_alpha is -1; it must be at least 0"),
         (
             "CartPole-v1",
             {},
@@ -399,7 +395,8 @@ def test_torsos():
 )
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
-        offline_dqn.make(dataclasses.replace(TINY, **fields), rlzoo.make(env), two_steps())
+        config = clean(dataclasses.replace(TINY, **fields))
+        offline_dqn.make(config, rlzoo.make(env), two_steps())
 
 
 def test_no_data_set_is_refused():

@@ -1,11 +1,10 @@
 """PQN: its lambda-returns against plain loops, its loss against NumPy, its schedules, probes under
 every loss.
 
-What it shares with hl_gauss.py and ppo.py is the same text, so that their tests hold for it.
+What is in rlzoo/bins.py is tested in test_bins.py.
 """
 
 import dataclasses
-import inspect
 
 import flax.linen as nn
 import jax
@@ -13,38 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import PROBES
-from rlzoo.algorithms import hl_gauss, ppo, pqn
+from rlzoo.algorithms import pqn
 from scipy.special import entr, log_softmax, softmax
 from together import learn, quick_jit
 
 import rlzoo
+from rlzoo.algorithm import clean
+from rlzoo.bins import Bins
 
 GAMMA = 0.9
-
-
-@pytest.mark.parametrize(
-    ("name", "other"),
-    [
-        *[
-            (name, hl_gauss)
-            for name in (
-                "patches",
-                "centres",
-                "decode",
-                "two_hot",
-                "hl_gauss",
-                "encode",
-                "project",
-                "first_bias",
-                "kl",
-                "taken",
-            )
-        ],
-        ("shuffles", ppo),
-    ],
-)
-def test_what_is_shared_is_the_same_text(name, other):
-    assert inspect.getsource(getattr(pqn, name)) == inspect.getsource(getattr(other, name))
+SCALAR = Bins(2, -1.0, 1.0, loss="mse")
 
 
 # ---- lambda-returns ------------------------------------------------------------------------------
@@ -77,7 +54,9 @@ def rollout(kind, length=23, num_envs=5):
 @pytest.mark.parametrize("kind", ["terminated", "truncated", "both", "never"])
 def test_lambda_returns_are_the_plain_loop(kind):
     reward, next_value, terminated, done = rollout(kind)
-    returns = quick_jit(lambda c: pqn.lambda_returns(reward, next_value, terminated, done, c))
+    returns = quick_jit(
+        lambda c: pqn.lambda_returns(reward, next_value, terminated, done, SCALAR, c)
+    )
     for lam in (0.0, 0.65, 1.0):
         found = returns(pqn.Config(discount=GAMMA, td_lambda=lam))
         reference = lambda *ends: returns_reference(reward, next_value, *ends, GAMMA, lam)  # noqa: B023
@@ -94,7 +73,9 @@ def test_lambda_returns_are_the_plain_loop(kind):
 
 def test_lambda_returns_at_both_ends_of_lambda():
     reward, next_value, terminated, done = rollout("never")
-    returns = quick_jit(lambda c: pqn.lambda_returns(reward, next_value, terminated, done, c))
+    returns = quick_jit(
+        lambda c: pqn.lambda_returns(reward, next_value, terminated, done, SCALAR, c)
+    )
     one_step = reward + GAMMA * next_value
     np.testing.assert_allclose(
         returns(pqn.Config(discount=GAMMA, td_lambda=0.0)), one_step, rtol=1e-4, atol=1e-5
@@ -110,11 +91,14 @@ def test_lambda_returns_of_distributions():
     """The plain loop again, in which numbers are distributions; their means are the scalar
     lambda-returns."""
     reward, _, terminated, done = rollout("both")
-    c = pqn.Config(loss="c51", bins=41, v_min=-20.0, v_max=20.0, discount=GAMMA, td_lambda=0.65)
+    c = pqn.Config(discount=GAMMA, td_lambda=0.65)
+    bins = Bins(41, -20.0, 20.0, loss="c51")
     z = np.linspace(-20, 20, 41)
     place = np.random.default_rng(1).uniform(-3, 3, (*reward.shape, 1))
     probs = softmax(-((z - place) ** 2), -1).astype(np.float32)
-    returns = quick_jit(lambda values: pqn.lambda_returns(reward, values, terminated, done, c))
+    returns = quick_jit(
+        lambda values: pqn.lambda_returns(reward, values, terminated, done, bins, c)
+    )
     found = np.asarray(returns(probs), float)
     hats = lambda moved: np.maximum(1 - np.abs(np.clip(moved, -20, 20)[:, None] - z), 0)
     move = lambda mixed, reward, discount: mixed @ hats(reward + discount * z)
@@ -125,7 +109,7 @@ def test_lambda_returns_of_distributions():
     np.testing.assert_allclose(found @ z, returns(np.float32(probs @ z)), atol=1e-3)
     variance = lambda p: (p * (z - (p @ z)[..., None]) ** 2).sum(-1)
     one_step = np.asarray(
-        quick_jit(hl_gauss.project)(probs[0], reward[0], np.full(5, GAMMA, np.float32), c)
+        quick_jit(bins.project)(probs[0], reward[0], np.full(5, GAMMA, np.float32))
     )
     assert variance(found)[0].max() > variance(one_step).max()  # mixing and projecting blur
 
@@ -139,7 +123,7 @@ def test_lambda_returns_of_distributions():
 def test_loss_is_the_numpy_reference(loss):
     rng = np.random.default_rng(0)
     n, bins = 40, 11
-    c = pqn.Config(loss=loss, bins=bins, v_min=-5.0, v_max=5.0)
+    c = Bins(bins, -5.0, 5.0, loss=loss)
     params = rng.normal(size=(4, 3) if loss == "mse" else (4, 3, bins)).astype(np.float32)
     obs, action = rng.normal(size=(n, 4)).astype(np.float32), rng.integers(0, 3, n)
     target = (
@@ -163,10 +147,10 @@ def test_loss_is_the_numpy_reference(loss):
         each = 0.5 * (value - target) ** 2
     np.testing.assert_allclose(found, each.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss/td"], found)
-    np.testing.assert_allclose(metrics["q"], value.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["train/q"], value.mean(), rtol=1e-4)
     if loss != "mse":
         np.testing.assert_allclose(
-            metrics["entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
+            metrics["train/entropy"], entr(softmax(out, -1)).sum(-1).mean(), rtol=1e-4
         )
 
 
@@ -175,18 +159,18 @@ def test_loss_is_the_numpy_reference(loss):
 
 def test_networks_have_a_layer_norm_before_every_relu():
     def shapes(**fields):
-        alg = pqn.make(pqn.Config(loss="hl_gauss", bins=7, **fields), rlzoo.make(fields["env"]))
+        alg = pqn.make(pqn.Config(loss="hl_gauss", num_bins=7, **fields), rlzoo.make(fields["env"]))
         params = jax.eval_shape(alg.init, jax.random.key(0)).params["params"]
         norms = [name for name in params if name.startswith("LayerNorm")]
-        return [params[f"Dense_{i}"]["kernel"].shape for i in range(len(params) - len(norms))], len(
-            norms
-        )
+        conv = [layer["Dense_0"] for name, layer in params.items() if name.startswith("Conv3x3")]
+        dense = [layer for name, layer in params.items() if name.startswith("Dense")]
+        return [layer["kernel"].shape for layer in conv + dense], len(norms)
 
     assert shapes(env="CartPole-v1", hidden=(8, 6)) == ([(4, 8), (8, 6), (6, 2 * 7)], 2)
     image = dict(env="Breakout-MinAtar", hidden=(12,))
-    assert shapes(**image, width=2) == ([(36, 32), (8 * 8 * 32, 24), (24, 3 * 7)], 2)
+    assert shapes(**image) == ([(36, 16), (8 * 8 * 16, 12), (12, 3 * 7)], 2)
     assert shapes(**image, channels=0) == ([(400, 12), (12, 3 * 7)], 1)
-    net = pqn.Network((8, 6), 3, 0, None, nn.initializers.zeros)
+    net = pqn.NormalizedQNetwork((8, 6), (3,), nn.initializers.zeros)
     x = jax.random.normal(jax.random.key(0), (5, 4))
     run = quick_jit(
         lambda scale: net.apply(
@@ -205,11 +189,11 @@ SMALL = pqn.Config(
     total_steps=160,
     num_envs=4,
     num_steps=4,
-    epochs=3,
-    minibatches=2,
+    num_epochs=3,
+    num_minibatches=2,
     hidden=(8,),
     loss="hl_gauss",
-    bins=11,
+    num_bins=11,
     v_min=-2.0,
     v_max=2.0,
     epsilon_fraction=0.5,
@@ -229,7 +213,7 @@ def test_epsilon_falls_linearly_and_the_learning_rate_to_zero():
 
     opt_state, params, metrics = run(dataclasses.replace(SMALL, epsilon_start=0.9, epsilon_end=0.1))
     share = np.minimum(np.arange(10) / 5, 1.0)
-    np.testing.assert_allclose(metrics["epsilon"], 0.9 - 0.8 * share, rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/epsilon"], 0.9 - 0.8 * share, rtol=1e-5)
     counts = [int(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.integer)]
     assert counts == [10 * 3 * 2]  # calls, epochs, minibatches
     moved = sum(
@@ -264,10 +248,10 @@ TINY = pqn.Config(
     total_steps=300 * 64,
     num_envs=8,
     num_steps=8,
-    epochs=2,
-    minibatches=2,
+    num_epochs=2,
+    num_minibatches=2,
     hidden=(16,),
-    bins=21,
+    num_bins=21,
     v_min=-12.0,
     v_max=12.0,
     learning_rate=0.1,
@@ -284,12 +268,10 @@ def test_values_of_the_probes(loss):
     c = dataclasses.replace(TINY, loss=loss)
     learnt = learn(pqn.make, c, [*PROBES, "probe-time-limit naive"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
-    shape = (2,) if loss == "mse" else (2, c.bins)
-    net = pqn.Network(c.hidden, int(np.prod(shape)), 0, None, nn.initializers.zeros)
+    bins = Bins(c.num_bins, c.v_min, c.v_max, loss=loss)
+    net = pqn.NormalizedQNetwork(c.hidden, bins.out_shape(2), nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = pqn.decode(
-        jax.vmap(net.apply, (0, None))(learnt.state.params, obs).reshape(6, 3, *shape), c
-    )
+    q = bins.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs))
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
@@ -309,18 +291,18 @@ def test_values_of_the_probes(loss):
 @pytest.mark.parametrize(
     ("env", "fields", "message"),
     [
-        ("probe-obs", {"loss": "huber"}, "--loss 'huber' is unknown"),
+        ("probe-obs", {"loss": "huber"}, "loss 'huber' is unknown"),
         (
             "probe-obs",
-            {"minibatches": 5},
-            "minibatches=5 does not divide num_envs \\* num_steps = 16",
+            {"num_minibatches": 5},
+            "num_minibatches=5 does not divide num_envs \\* num_steps = 16",
         ),
-        ("probe-obs", {"bins": 1}, "bins=1 must be at least 2"),
+        ("probe-obs", {"num_bins": 1}, "num_bins is 1; it must be at least 2"),
         ("probe-obs", {"v_max": -3.0}, "v_min=-2.0 must be less than v_max=-3.0"),
-        ("probe-obs", {"sigma_ratio": -1.0}, "sigma_ratio=-1.0 must be more than 0"),
+        ("probe-obs", {"sigma_ratio": -1.0}, "sigma_ratio is -1; it must be more than 0"),
         ("probe-obs-continuous", {}, "continuous actions"),
     ],
 )
 def test_bad_input_is_refused(env, fields, message):
     with pytest.raises(rlzoo.Refused, match=message):
-        pqn.make(dataclasses.replace(SMALL, **fields), rlzoo.make(env))
+        pqn.make(clean(dataclasses.replace(SMALL, **fields)), rlzoo.make(env))

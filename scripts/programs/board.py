@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from rlzoo.algorithms import hl_gauss
+from rlzoo.algorithms.hl_gauss import CategoricalQNetwork
+
+from rlzoo.bins import Bins, kl
 
 SIDE = 4
 ROW = 3
 BLUNDER = 0.5
 HIDDEN = (64, 64)
-BINS = 128
+NUM_BINS = 128
 BATCH = 256
 STEPS = 2000
 LOSSES = ("mse", "one_hot", "two_hot", "hl_gauss")
@@ -82,23 +84,18 @@ def distil(loss: str, seeds: int) -> np.ndarray:
     half = np.random.default_rng(0).permutation(len(boards)) < len(boards) // 2
     legal = ~np.isnan(q)
     q = np.nan_to_num(q)
-    config = hl_gauss.Config(loss=loss, bins=BINS, v_min=0.0, v_max=1.0)
-    outputs = SIDE if loss == "mse" else SIDE * config.bins
-    net = hl_gauss.Network(HIDDEN, outputs, 0, 0, None, jax.nn.initializers.zeros)
+    bins = Bins(NUM_BINS, v_min=0.0, v_max=1.0, loss=loss)
+    net = CategoricalQNetwork(HIDDEN, bins.out_shape(SIDE), jax.nn.initializers.zeros)
     optimizer = optax.scale_by_adam()
 
-    def output(params, x):
-        out = net.apply(params, x)
-        return out if loss == "mse" else out.reshape(*x.shape[:-1], SIDE, config.bins)
-
-    def goal(y):
+    def target_probs(y):
         if loss == "one_hot":
-            return jax.nn.one_hot(jnp.round(y * (config.bins - 1)), config.bins)
-        return hl_gauss.encode(y, config)
+            return jax.nn.one_hot(jnp.round(y * (NUM_BINS - 1)), NUM_BINS)
+        return bins.encode(y)
 
     def objective(params, x, y, legal):
-        found = output(params, x)
-        each = (found - y) ** 2 if loss == "mse" else hl_gauss.kl(goal(y), found)
+        found = net.apply(params, x)
+        each = (found - y) ** 2 if bins.scalar else kl(target_probs(y), found)
         return (legal * each).sum() / legal.sum()
 
     def run(key):
@@ -116,7 +113,7 @@ def distil(loss: str, seeds: int) -> np.ndarray:
 
         keys = jax.random.split(key, STEPS)
         (params, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), keys)
-        value = hl_gauss.decode(output(unravel(params), boards[~half]), config)
+        value = bins.decode(net.apply(unravel(params), boards[~half]))
         move = jnp.argmax(jnp.where(legal[~half], value, -jnp.inf), -1)
         best = jnp.where(legal[~half], q[~half], -jnp.inf).max(-1)
         chosen = jnp.take_along_axis(jnp.asarray(q[~half]), move[:, None], 1)[:, 0]

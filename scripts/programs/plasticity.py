@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from rlzoo.algorithms import hl_gauss
+from rlzoo.algorithms.hl_gauss import CategoricalQNetwork
+
+from rlzoo.bins import Bins, kl
 
 SIZE = 8192
 INPUTS = 64
@@ -25,19 +27,18 @@ def fit_phases(loss: str, seeds: int) -> np.ndarray:
     f is one random network after the other. b shifts in the first of the two, and is 0 in the
     second. Parameters and Adam's state are kept from phase to phase.
     """
-    config = hl_gauss.Config(loss=loss, bins=101, v_min=-40.0, v_max=40.0)
-    outputs = 1 if loss == "mse" else config.bins
+    bins = Bins(101, v_min=-40.0, v_max=40.0, loss=loss)
     zeros = jax.nn.initializers.zeros
-    net = hl_gauss.Network(HIDDEN, outputs, 0, 0, None, zeros)
-    random_net = hl_gauss.Network(HIDDEN, 1, 0, 0, None, zeros)
+    net = CategoricalQNetwork(HIDDEN, bins.out_shape(1), zeros)
+    random_net = CategoricalQNetwork(HIDDEN, (1,), zeros)
     optimizer = optax.scale_by_adam()
 
     def output(params, x):
         out = net.apply(params, x)
-        return out[..., 0] if loss == "mse" else out
+        return out[..., 0] if bins.scalar else out[..., 0, :]
 
     def decoded(params, x):
-        return hl_gauss.decode(output(params, x), config)
+        return bins.decode(output(params, x))
 
     def run(key, shift):
         x_key, net_key, *phase_keys = jax.random.split(key, 2 + len(SHIFTS))
@@ -46,9 +47,9 @@ def fit_phases(loss: str, seeds: int) -> np.ndarray:
 
         def objective(params, x, y):
             out = output(unravel(params), x)
-            if loss in ("mse", "mse_softmax"):
-                return ((hl_gauss.decode(out, config) - y) ** 2).mean()
-            return hl_gauss.kl(hl_gauss.encode(y, config), out).mean()
+            if bins.squared:
+                return ((bins.decode(out) - y) ** 2).mean()
+            return kl(bins.encode(y), out).mean()
 
         def phase(carry, task):
             f_key, batch_key = jax.random.split(task[0])
