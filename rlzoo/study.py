@@ -115,6 +115,7 @@ class Study:
         """Copy the record; the summary comes last, since it says that the record is whole."""
         target.mkdir(parents=True, exist_ok=True)
         config = json.loads((work / "config.json").read_text("utf-8")) | known
+        config.pop("home", None)  # a folder of this machine
         (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
         for file in ("metrics.csv", "curve.png", "summary.json"):
             shutil.copy(work / file, target / file)

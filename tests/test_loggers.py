@@ -97,8 +97,8 @@ def killed(out, **options):
     """A run that dies in its second program at step 30, where the last checkpoint is that of step
     20."""
 
-    def progress(self, program, stage, at, clock):
-        if program.index == 1 and at == 15:
+    def progress(self, program, stage, position, clock):
+        if program.index == 1 and position.at == 15:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +174,8 @@ def test_tensorboard_holds_every_row(tmp_path, monkeypatch):
     run = go(tmp_path / "run", tensorboard=True)
     same(scalars(tmp_path / "run"), expected(tmp_path / "run"))
     assert (
-        len({step for _, metric, step in scalars(tmp_path / "run") if metric == "eval/return"}) > 10
+        len({step for _, metric, step in scalars(tmp_path / "run") if metric == "eval/distance"})
+        > 10
     )
 
     sessions = {}
@@ -191,7 +192,7 @@ def test_tensorboard_holds_every_row(tmp_path, monkeypatch):
             "session_start_info",
             "session_end_info",
         ]
-        assert parts[0].experiment.metric_infos[0].name.tag == "eval/return"
+        assert parts[0].experiment.metric_infos[0].name.tag == "eval/distance"
         sessions[folder.name] = parts[1].session_start_info.hparams
     assert (
         sessions["member0"]["hidden"].string_value == "[3, 2]"

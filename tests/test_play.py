@@ -142,7 +142,7 @@ def test_a_run_scores_as_its_summary_says(run):
     members = json.loads((run / "summary.json").read_text())["members"]
     scores = []
     for member in (0, 3):
-        env, act, memory = play._player(run, None, member)
+        env, act, memory = play._player(run, None, member, None)
         key = jax.random.fold_in(
             jax.random.fold_in(jax.random.key(members[member]["seed"]), EVALUATION), 20
         )
@@ -157,8 +157,8 @@ def test_a_policy_that_remembers(monkeypatch):
     env = rlzoo.make("CartPole-v1")
     algorithm = toy.make(toy.Config(mode="memory"), env)
     state = quick_jit(algorithm.init)(KEYS[0])
-    monkeypatch.setattr(play, "trained", lambda run, member: Trained(env, algorithm, state))
-    (frames,) = play.roll(*play._player("run", None, 0), KEYS[:1])
+    monkeypatch.setattr(play, "trained", lambda *_, **__: Trained(env, algorithm, state))
+    (frames,) = play.roll(*play._player("run", None, 0, None), KEYS[:1])
     sides = [frame.state.x_dot for frame in frames]
     assert (
         len(sides) > 5 and (np.diff(np.sign(np.diff(sides))) != 0).all()

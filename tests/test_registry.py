@@ -123,7 +123,11 @@ def last_place(env: rlzoo.Env) -> float:
     """Where four steps to the right lead."""
     state = env.reset(KEY, 1)
     right = jnp.ones((4, 1), jnp.int32)
-    steps = env.rollout(state, lambda obs, x: (x, None), right, KEY, 4, jnp.int32(0))[1]
+
+    def act(carry, obs, x):
+        return carry, x, None
+
+    _, _, steps, _, _ = env.rollout(state, act, None, right, KEY, 4, jnp.int32(0))
     return float(steps.next_obs[-1, 0, 0])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from rlzoo import report
 from rlzoo.algorithm import Refused
+from rlzoo.report.reading import Group, Member
 
 EVALS = np.arange(1, 11) * 10_000
 
@@ -244,10 +245,10 @@ def test_read_metrics_header(tmp_path):
 
 
 def test_read_run_says_what_is_wrong(tmp_path):
-    with pytest.raises(Refused, match=r"not a run directory.*holds config\.json"):
+    with pytest.raises(Refused, match=r"is not a run: it has no config\.json.*holds config\.json"):
         report.read_run(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
         report.read_run(tmp_path)
     (tmp_path / "config.json").write_text('{"algorithm": "dqn", "env": "x"}')
     run = report.read_run(tmp_path)  # just started
@@ -287,7 +288,7 @@ def test_a_diverged_member_is_left_out_and_counted_with_and_without_summary(tmp_
     for status in ("done", "unfinished"):
         run = report.read_run(fake_run(tmp_path / status, diverged=(1,), status=status))
         (g,) = report.group([run])
-        steps, curves = g.curves("eval/return")
+        steps, curves = g.curves()
         assert np.isnan(g.scores).tolist() == [False, True, False, False, False]
         assert steps.tolist() == EVALS.tolist() and curves.shape == (4, 10)
         axes = report.draw_curves([run]).axes[0]
@@ -302,7 +303,7 @@ def test_curves_are_interpolated_where_steps_differ(tmp_path):
         column = {"member": np.zeros(3, int), "seed": np.full(3, seed), "step": np.array(steps)}
         values = {"eval/return": np.array(steps, float)}
         runs.append(report.Run(tmp_path / str(seed), config, {"status": "done"}, column | values))
-    steps, curves = report.group(runs)[0].curves("eval/return")
+    steps, curves = report.group(runs)[0].curves()
     assert steps.tolist() == [5, 10, 15, 20] and (curves == steps).all()
 
 
@@ -404,8 +405,9 @@ def test_report_over_two_algorithms_and_two_environments(tmp_path):
 
 
 def test_a_score_of_zero_ranks_as_zero(tmp_path):
-    members = [report.Member(None, 0, 0, score) for score in (0.0, -1.0, np.nan)]
-    zero, low, none = (report.Group("a", "e", "done", "", [m], 0) for m in members)
+    run = report.Run(tmp_path, {"algorithm": "a"}, {}, {})
+    members = [Member(run, 0, 0, score) for score in (0.0, -1.0, np.nan)]
+    zero, low, none = (Group("a", "e", "eval/return", "done", "", [m], 0) for m in members)
     assert zero.rank > low.rank > none.rank
 
 

@@ -41,7 +41,9 @@ out = pathlib.Path(flags[flags.index("--out") + 1])
 out.mkdir(parents=True, exist_ok=True)
 with open("calls.log", "a") as log:
     log.write(" ".join(flags) + "\\n")
-(out / "config.json").write_text(json.dumps({"command": f"{out}", "commit": "as the run says"}))
+(out / "config.json").write_text(json.dumps(
+    {"algorithm": "program", "command": f"{out}", "commit": "as the run says", "home": f"{out}"}
+))
 if pathlib.Path("broken").exists():
     sys.exit(1)
 (out / "metrics.csv").write_text("member,seed,step\\n0,0,1\\n")

@@ -15,7 +15,7 @@ from gymnax.environments import environment, spaces
 import rlzoo
 from rlzoo import wrappers
 from rlzoo.env import Env
-from rlzoo.wrappers import RewardScale, RunningStats
+from rlzoo.normalize import RewardScale, RunningStats
 
 KEY = jax.random.key(0)
 PARAMS = environment.EnvParams(max_steps_in_episode=8)

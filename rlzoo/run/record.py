@@ -186,7 +186,10 @@ class Record:
     @classmethod
     def read(cls, folder: str | Path) -> "Record":
         """An existing run. Raises `Refused` where `folder` holds none."""
-        return cls(Path(folder), reading.read_description(folder))
+        description = reading.read_description(folder)
+        if not {"config", "sweep", "options", "layout"} <= {*description}:
+            raise Refused(f"{folder} is not a run of rlzoo: its config.json is something else's")
+        return cls(Path(folder), description)
 
     @property
     def sweep(self) -> dict:
