@@ -47,6 +47,7 @@ from programs.arms import (
 from programs.offline_data import data_file, record_data
 
 from rlzoo import machine, report
+from rlzoo.report import curves
 from rlzoo.study import (
     ROOT,
     Study,
@@ -79,7 +80,7 @@ def plasticity(lab: Lab) -> Parts:
     panels = figure.subplots(1, 2, sharey=True)
     kinds = ("b = 0, 8, 16, 24, 32", "b = 0 (control)")
     for kind, (name, axes) in enumerate(zip(kinds, panels, strict=True)):
-        for (loss, values), color in zip(errors.items(), report.COLORS, strict=False):
+        for (loss, values), color in zip(errors.items(), curves.COLORS, strict=False):
             body.append([loss, name, *(score(column) for column in values[:, kind].T)])
             middle, low, high = report.iqm_curve(values[:, kind])
             axes.plot(range(1, 6), middle, color=color, label=loss)

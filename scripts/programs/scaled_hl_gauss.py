@@ -4,7 +4,7 @@ Paper: Obando-Ceron et al. 2024 (arXiv 2402.08609), SoftMoE of Puigcerver et al.
     2308.00951, section 2.1); its losses beside each other: Farebrother et al. 2024 (arXiv
     2403.03950, section 4.2.1).
 Kind: online, value-based, discrete
-Run: python scripts/programs/scaled_hl_gauss.py --env Breakout-MinAtar --hidden 128 --experts 4
+Run: python scripts/programs/scaled_hl_gauss.py --experts 4 --v-min -1 --v-max 19
 Result: results/value_loss/experts
 Metrics: those of hl_gauss.py
 Deviations: those of hl_gauss.py
@@ -25,6 +25,10 @@ from rlzoo.fast import Conv3x3
 
 @rlzoo.config
 class Config(hl_gauss.Config):
+    env: str = rlzoo.static("Breakout-MinAtar")
+    """environment id, of one whose observations are images"""
+    hidden: tuple[int, ...] = rlzoo.static((128,), least=1)
+    """width of the one hidden layer"""
     experts: int = rlzoo.static(1, least=1)
     """experts of the SoftMoE that stands in place of the hidden layer after the convolution"""
 
