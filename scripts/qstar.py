@@ -34,6 +34,7 @@ from rlzoo.envs import LightsOut
 
 import rlzoo
 from rlzoo import report
+from rlzoo.report import curves
 from rlzoo.run.loading import trained
 from rlzoo.run.record import Record
 from rlzoo.study import ROOT, Study, bootstrap, fill, interval, parser, script, table, write_csv
@@ -314,7 +315,7 @@ def sweep(study: Study) -> Parts:
     body = []
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    colors = dict(zip(SEARCHES, report.COLORS, strict=False))
+    colors = dict(zip(SEARCHES, curves.COLORS, strict=False))
     styles = dict(zip(batches, (".-", "s--"), strict=True))
     for name, batch in itertools.product(SEARCHES, batches):
         points = [solved(found.pick(search=name, batch=batch, weight=w)) for w in weights]

@@ -51,7 +51,20 @@ LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
 KINDS = ["online", "offline", "imitation", "model-based", "search", "tabular", "games"]
 ACTIONS = ["discrete", "continuous", "discrete and continuous"]
 SECTIONS = ["networks", "state", "losses", "algorithm"]
-VARIANTS: set[str] = {"make"}
+VARIANTS = {
+    "make",
+    # what an algorithm is about
+    "td_loss",
+    "td_target",
+    "critic_loss",
+    "actor_loss",
+    "alpha_loss",
+    # Q* holds edges in its open list, A* nodes
+    "network",
+    "solver",
+    "with_values",
+    "parts",
+}
 """Top-level functions that have one name in several files, and another text on purpose."""
 
 ALL = flags.names()
