@@ -12,6 +12,7 @@ Seconds and steps/s are of the machine that the page names, and only as good as 
 from typing import NamedTuple
 
 from rlzoo import report
+from rlzoo.cli import flags
 from rlzoo.study import ROOT, Study, fill, parser, script, table
 
 CARTPOLE = "--env CartPole-v1 --total-steps 500_000"
@@ -90,6 +91,7 @@ HEADS = [
     "command",
 ]
 SHORT_HEADS = [
+    "kind",
     "algorithm",
     "environment",
     "IQM return",
@@ -122,11 +124,17 @@ def row(name: str, run: report.Run) -> list[str]:
     ]
 
 
+def kind_of(algorithm: str) -> str:
+    """What the docstring of its file says under `Kind:`."""
+    return ", ".join(flags.read(flags.find(algorithm)).kind)
+
+
 def short_row(run: report.Run) -> list[str]:
     """Of the table in the project's README."""
     algorithm = run.summary["algorithm"]
     found = run.summary["eval/return"][0]
     return [
+        kind_of(algorithm),
         f"[{algorithm}](algorithms/{algorithm}.py)",
         run.summary["env"],
         f"{found['iqm']:.1f} ({found['low']:.1f} to {found['high']:.1f})",
@@ -137,10 +145,10 @@ def short_row(run: report.Run) -> list[str]:
 
 
 def main() -> None:
-    flags = parser(__doc__, BASELINES).parse_args()
-    study = Study("baselines", flags.dirty)
-    for name in flags.only:
-        make(study, name, flags.processes)
+    asked = parser(__doc__, BASELINES).parse_args()
+    study = Study("baselines", asked.dirty)
+    for name in asked.only:
+        make(study, name, asked.processes)
     runs = {name: report.read_run(study.folder / name) for name in BASELINES if study.done(name)}
     last = list(runs.values())[-1].config
     fill(
@@ -150,7 +158,8 @@ def main() -> None:
         versions=f"jax {last['versions']['jax']}, Python {last['versions']['python']}",
         curves="\n".join(f"![{name}]({name}/curve.png)" for name in runs),
     )
-    fill(ROOT / "README.md", algorithms=table(SHORT_HEADS, map(short_row, runs.values())))
+    rows = sorted(map(short_row, runs.values()), key=lambda row: row[:2])
+    fill(ROOT / "README.md", algorithms=table(SHORT_HEADS, rows))
     cartpole = [runs[name] for name in ("ppo-cartpole", "dqn-cartpole") if name in runs]
     report.plot_curves(cartpole, study.folder / "curves.png", title="CartPole-v1")
 
