@@ -24,8 +24,8 @@ TINY = {
         total_steps=48,
         num_envs=2,
         num_steps=8,
-        epochs=1,
-        minibatches=2,
+        num_epochs=1,
+        num_minibatches=2,
         hidden=(4,),
     ),
     "dqn": dict(
@@ -82,6 +82,14 @@ TINY = {
         learning_starts=6,
         hidden=(4,),
     ),
+    "sac_discrete": dict(
+        env="probe-action",
+        total_steps=12,
+        num_envs=2,
+        batch_size=4,
+        learning_starts=6,
+        hidden=(4,),
+    ),
     "td3": dict(
         env="probe-action-continuous",
         total_steps=12,
@@ -106,7 +114,13 @@ TINY = {
         for name in ("qstar", "astar")
     },
 }
-CALLS = {"dqn": 6, "hl_gauss": 6, "sac": 6, "td3": 6}  # enough to learn; 3 for the others
+CALLS = {
+    "dqn": 6,
+    "hl_gauss": 6,
+    "sac": 6,
+    "sac_discrete": 6,
+    "td3": 6,
+}  # enough to learn; 3 for the others
 OFFLINE = ("offline_dqn",)  # these learn from a data set, here of random actions
 SEARCH = ("qstar", "astar")  # these take a puzzle, and search
 
