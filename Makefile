@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-all lint clean
 
 demo: .venv/ready            ## train PPO on CartPole with 8 seeds and draw its learning curve
-	$(BIN)/python algorithms/ppo.py --env CartPole-v1 --seeds 8 --total-steps 200_000 --learning-rate 1e-3
+	$(BIN)/python algorithms/ppo.py --env CartPole-v1 --seeds 8 --total-steps 200_000
 
 test: .venv/ready            ## the quick suite, under ten minutes on 2 cores
 	$(BIN)/python -m pytest

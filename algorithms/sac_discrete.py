@@ -4,7 +4,7 @@ Paper: Christodoulou 2019 (arXiv 1910.07207), equations 10 to 12, after Haarnoja
     (arXiv 1812.05905). Continuous actions: sac.py.
 Kind: online, actor-critic, discrete
 Run: python algorithms/sac_discrete.py --env CartPole-v1 --seeds 5
-Result: a return of 475 or better on CartPole within TOTAL steps
+Result: a return of 475 or better on CartPole within 200,000 steps
 Metrics:
     loss/critic     mean squared error of the critics, summed over both
     loss/actor      negative soft value of the policy
@@ -17,8 +17,9 @@ Metrics:
 Deviations:
     Several environments may be stepped together; updates_per_step updates follow each such step.
     A truncated episode bootstraps from its true successor.
-    The target entropy is a smaller share of the largest one than the paper's 0.98, under which
-    the policy stays close to random. Evaluation takes the most likely action.
+    The target entropy is 0.3 of the largest one, where the paper has 0.98: on CartPole the
+    temperature then grows without end. Replay is small; with all transitions the return stays
+    near 300. Evaluation takes the most likely action.
 """
 
 from typing import Any, NamedTuple
@@ -40,15 +41,15 @@ from rlzoo.fast import Linear
 class Config:
     env: str = rlzoo.static("CartPole-v1")
     """environment id"""
-    total_steps: int = rlzoo.static(20_000, least=1)
+    total_steps: int = rlzoo.static(200_000, least=1)
     """environment steps of each member"""
-    num_envs: int = rlzoo.static(1, least=1)
+    num_envs: int = rlzoo.static(8, least=1)
     """environments stepped together"""
     updates_per_step: int = rlzoo.static(1, least=1)
     """updates after each such step"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
-    buffer_size: int = rlzoo.static(1_000_000, least=1)
+    buffer_size: int = rlzoo.static(10_000, least=1)
     """transitions kept, at most total_steps; a multiple of num_envs"""
     batch_size: int = rlzoo.static(128, least=1)
     """transitions in each update"""
@@ -58,13 +59,13 @@ class Config:
     """Adam's step size"""
     discount: float = rlzoo.traced(0.99, least=0, most=1)
     """gamma"""
-    tau: float = rlzoo.traced(0.005, least=0, most=1)
+    tau: float = rlzoo.traced(0.05, least=0, most=1)
     """how far the target critics move towards the critics in each update"""
     tune_alpha: bool = rlzoo.static(True)
     """learn the temperature"""
     alpha: float = rlzoo.traced(1.0, above=0)
     """the temperature, at the start where it is learnt"""
-    target_entropy_scale: float = rlzoo.traced(0.5, least=0, most=1)
+    target_entropy_scale: float = rlzoo.traced(0.3, least=0, most=1)
     """share of the largest possible entropy that a learnt temperature aims at"""
 
 

@@ -16,13 +16,13 @@ from rlzoo.cli import flags
 from rlzoo.study import ROOT, Study, fill, parser, script, table
 
 CARTPOLE = "--env CartPole-v1 --total-steps 500_000"
-MINATAR = "--num-envs 64 --minibatches 8 --learning-rate 5e-3"
+MINATAR = "--num-envs 64 --num-minibatches 8 --learning-rate 5e-3"
 SMALL = "--learning-starts 1_000 --hidden 64 64 --batch-size 128 --learning-rate 1e-3"
 PENDULUM = f"--env Pendulum-v1 --total-steps 20_000 {SMALL}"
 MOUNTAIN = f"--env MountainCarContinuous-v0 --total-steps 20_000 {SMALL}"
 BRAX = (
-    "--total-steps 50_000 --num-envs 4 --updates 2 --hidden 128 128 --batch-size 128 "
-    "--learning-starts 2_000 --eval-every 10_000"
+    "--total-steps 50_000 --num-envs 4 --updates-per-step 2 --hidden 128 128 --batch-size 128 "
+    "--learning-starts 2_000 --learning-rate 3e-4 --eval-every 10_000"
 )
 HOPPER = f"--env brax/hopper:spring {BRAX}"
 CHEETAH = f"--env brax/halfcheetah:spring {BRAX}"
@@ -39,12 +39,12 @@ class Baseline(NamedTuple):
 BASELINES = {
     "ppo-cartpole": Baseline("ppo", f"{CARTPOLE} --learning-rate 1e-3", "IQM >= 490"),
     "ppo-cartpole-slow": Baseline(
-        "ppo", CARTPOLE, "the default learning rate, 2.5e-4, for comparison"
+        "ppo", f"{CARTPOLE} --learning-rate 2.5e-4", "a lower learning rate, for comparison"
     ),
     "dqn-cartpole": Baseline("dqn", CARTPOLE, "IQM >= 490"),
     "ppo-pendulum": Baseline(
         "ppo",
-        "--env Pendulum-v1 --total-steps 300_000 --num-steps 1024 --minibatches 64 --epochs 10 "
+        "--env Pendulum-v1 --total-steps 300_000 --num-steps 1024 --num-minibatches 64 --num-epochs 10 "
         "--discount 0.9 --learning-rate 1e-3 --entropy-coef 0",
         "IQM >= -200",
     ),
@@ -72,6 +72,7 @@ BASELINES = {
     ),
     "td3-pendulum": Baseline("td3", PENDULUM, "IQM >= -200"),
     "sac-pendulum": Baseline("sac", PENDULUM, "IQM >= -200"),
+    "sac_discrete-cartpole": Baseline("sac_discrete", "--env CartPole-v1", "IQM >= 475"),
     "td3-mountaincar": Baseline("td3", MOUNTAIN, EXPLORE),
     "sac-mountaincar": Baseline("sac", MOUNTAIN, EXPLORE),
     "td3-hopper": Baseline("td3", HOPPER, REDUCED),

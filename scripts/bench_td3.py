@@ -94,6 +94,7 @@ def measure(members: int, processes: int, threads: int) -> float:
     steps = 2_500 * processes * threads // members
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--env linear --total-steps {steps} --buffer-size 1_000_000 --learning-starts 1"
+        flags += f" --hidden {WIDTH} {WIDTH} --batch-size {BATCH} --learning-rate 3e-4"
         flags += f" --seeds {members} --processes {processes} --eval-every 0 --eval-episodes 1"
         command = [sys.executable, __file__, "--train", *flags.split(), "--quiet"]
         threaded = os.environ | {"PJRT_NPROC": str(threads)}

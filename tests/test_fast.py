@@ -62,3 +62,17 @@ def test_permutations_are_uniform():
         _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
         chi_square = ((counts - 1000) ** 2 / 1000).sum()
         assert len(counts) == 24 and chi_square < 49.7  # 99.9% of 23 degrees of freedom
+
+
+@pytest.mark.parametrize("size", [7, 64, 100])
+def test_every_index_stands_at_every_position_equally_often(size):
+    count = 4_000
+    orders = np.asarray(jax.jit(fast.permutations, static_argnums=(1, 2))(KEY, count, size))
+    if size == 7:
+        assert len(np.unique(orders, axis=0)) > 2600  # of 5040; 4000 draws find 2761 on average
+    counts = np.zeros((size, size))
+    np.add.at(counts, (np.broadcast_to(np.arange(size), orders.shape), orders), 1)
+    expected = count / size
+    freedom = (size - 1) ** 2
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi2 - freedom) <= 5 * np.sqrt(2 * freedom)

@@ -47,7 +47,7 @@ def make_ppo(steps):
     iterations = -(-steps // (num_envs * num_steps))  # rejax rounds up too
 
     def annealed(update):  # constant within an iteration, from the full rate to (almost) zero
-        return 2.5e-4 * (1.0 - (update // (num_epochs * num_minibatches)) / iterations)
+        return 1e-3 * (1.0 - (update // (num_epochs * num_minibatches)) / iterations)
 
     algorithm = PPO.create(
         env="CartPole-v1",
