@@ -12,7 +12,11 @@ Metrics:
     train/entropy   entropy of the policy in nats; it should fall slowly
     train/kl        estimate E[r - 1 - log r] of KL(old || new); healthy below 0.03
     train/clip_fraction         share of the samples outside the clip range; healthy below 0.3
+<<<<<<< HEAD
     train/explained_variance    share of the returns' variance that the values explain
+=======
+    train/explained_variance    share of the returns' variance that the rollout's values explain
+>>>>>>> actor
     train/return    return of the episodes that ended in training
     All but the last two are averages over all minibatches.
 Deviations:
@@ -171,11 +175,16 @@ def loss(params, batch, actor, critic, config):
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped_ratio = jnp.clip(ratio, 1.0 - config.clip_eps, 1.0 + config.clip_eps)
-    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-    policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
+    advantage = batch.advantage - batch.advantage.mean()
+    advantage = advantage / (batch.advantage.std() + 1e-8)
+    surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
+    policy_loss = -surrogate.mean()
 
-    # --- value and entropy ---
-    value_loss = 0.5 * ((value - batch.target) ** 2).mean()
+    # --- value ---
+    error = value - batch.target
+    value_loss = 0.5 * (error**2).mean()
+
+    # --- sum ---
     entropy = pi.entropy().mean()
     total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
     return total, {
@@ -306,8 +315,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         state, batch, metrics = collect(state, noise_key, env_key, t)
 
         def update(carry, rows):
+            """One gradient step on the samples `rows`."""
             params, opt_state = carry
             minibatch = jax.tree.map(lambda x: x[rows], batch)
+
+            # --- gradient step ---
             grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, actor, critic, config)
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), metrics

@@ -119,6 +119,7 @@ def squashed_gaussian(head):
     `head` [..., 2 * action_dim] holds the means, then the logarithms of the deviations.
     """
     mean, log_std = jnp.split(head, 2, axis=-1)
+    # Unbounded, the deviation could overflow.
     std = jnp.exp(jnp.clip(log_std, -20.0, 2.0))
     normal = distrax.MultivariateNormalDiag(mean, std)
     return distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
@@ -127,8 +128,12 @@ def squashed_gaussian(head):
 def td_target(params, target_params, sample, key, actor, critics):
     """Targets of both critics [batch] (equations 5 and 6), from one action of the policy."""
     batch = sample.batch
+
+    # --- action of the policy ---
     pi = actor(params.actor, batch.next_obs)
     action, log_prob = pi.sample_and_log_prob(seed=key)
+
+    # --- the smaller of both values, and the entropy ---
     next_value = critics(target_params, batch.next_obs, action).min(0)
     next_value = next_value - jnp.exp(params.log_alpha) * log_prob
     return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
@@ -138,14 +143,16 @@ def critic_loss(params, batch, target, critics):
     """Mean squared errors of the critics against `target` [batch], summed over both."""
     value = critics(params, batch.obs, batch.action)
     chex.assert_shape(value, (2, *target.shape))
-    loss = ((value - target) ** 2).mean(-1).sum()
+    error = value - target
+    loss = (error**2).mean(-1).sum()
     return loss, {"loss/critic": loss, "train/q": value.mean()}
 
 
 def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
     """The smaller value of the policy's actions with its entropy, negated (equation 9)."""
     alpha = jnp.exp(log_alpha)
-    action, log_prob = actor(params, batch.obs).sample_and_log_prob(seed=key)
+    pi = actor(params, batch.obs)
+    action, log_prob = pi.sample_and_log_prob(seed=key)
     value = critics(critic_params, batch.obs, action).min(0)
     chex.assert_equal_shape([value, log_prob])
     loss = (alpha * log_prob - value).mean()
@@ -211,18 +218,22 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def collect(state, act_key, env_key, t):
         """One step in every environment: random until learning starts, then the policy."""
+        # --- act ---
         shape = (config.num_envs, env.action_dim)
 
         def random():
             return jax.random.uniform(act_key, shape, minval=-1.0)
 
         def explore():
-            return actor(state.params.actor, state.env.obs).sample(seed=act_key)
+            pi = actor(state.params.actor, state.env.obs)
+            return pi.sample(seed=act_key)
 
         action = jax.lax.cond(t < first_update, random, explore)
+
+        # --- step and store ---
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
-        return state, metrics
+        replay = buffer.add(state.buffer, transition, t)
+        return state.replace(env=env_state, buffer=replay), metrics
 
     def gradient_step(loss, params, opt_state, *args):
         """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
@@ -290,7 +301,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params.actor)
 
     def act(policy, obs, key):
-        return jnp.tanh(actor(policy.actor, obs).distribution.mean())
+        pi = actor(policy.actor, obs)
+        return jnp.tanh(pi.distribution.mean())
 
     return rlzoo.Algorithm(
         init,

@@ -115,10 +115,14 @@ def td_target(target_params, sample, noise, actor, critics, config):
     `noise` [batch, action_dim] is standard normal; it smooths the target policy.
     """
     batch = sample.batch
+
+    # --- action of the target policy, smoothed ---
     limit = config.target_noise_clip
     noise = jnp.clip(config.target_noise * noise, -limit, limit)
     action = actor(target_params.actor, batch.next_obs) + noise
     action = jnp.clip(action, -1.0, 1.0)
+
+    # --- the smaller of both values ---
     next_value = critics(target_params.critics, batch.next_obs, action).min(0)
     return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
 
@@ -127,7 +131,8 @@ def critic_loss(params, batch, target, critics):
     """Mean squared errors of the critics against `target` [batch], summed over both."""
     value = critics(params, batch.obs, batch.action)
     chex.assert_shape(value, (2, *target.shape))
-    loss = ((value - target) ** 2).mean(-1).sum()
+    error = value - target
+    loss = (error**2).mean(-1).sum()
     return loss, {"loss/critic": loss, "train/q": value.mean()}
 
 
@@ -190,6 +195,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def collect(state, act_key, env_key, t):
         """One step in every environment: random until learning starts, then the noisy policy."""
+        # --- act ---
         shape = (config.num_envs, env.action_dim)
 
         def random():
@@ -197,12 +203,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         def explore():
             noise = config.exploration_noise * jax.random.normal(act_key, shape)
-            return jnp.clip(actor(state.params.actor, state.env.obs) + noise, -1.0, 1.0)
+            action = actor(state.params.actor, state.env.obs) + noise
+            return jnp.clip(action, -1.0, 1.0)
 
         action = jax.lax.cond(t < first_update, random, explore)
+
+        # --- step and store ---
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
-        return state, metrics
+        replay = buffer.add(state.buffer, transition, t)
+        return state.replace(env=env_state, buffer=replay), metrics
 
     def gradient_step(loss, params, opt_state, *args):
         """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""

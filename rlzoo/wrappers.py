@@ -262,3 +262,12 @@ def inner_state(env: Any, state: Any) -> Any:
     if not isinstance(env, Wrapper):
         return state
     return inner_state(env.env, state.inner if isinstance(env, Remembering) else state)
+
+
+def __getattr__(name: str) -> Any:
+    """What stood here when files were copied that a run, or a user, still has."""
+    if name in ("RewardScale", "RunningStats"):
+        from rlzoo import normalize
+
+        return getattr(normalize, name)
+    raise AttributeError(f"module 'rlzoo.wrappers' has no attribute {name!r}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_data
 import toy
 
 import rlzoo as rlzoo_package
@@ -346,9 +347,21 @@ def test_bad_folders(rlzoo, tmp_path, finished):
 
 
 def test_data_that_nothing_reads(rlzoo, tmp_path):
+    data = tmp_path / "data.npz"
+    dataset.save(tiny_data.discrete(), data)
     refused(
-        rlzoo("train", TOY, *SMALL, "--dataset", "data.npz", "--out", tmp_path / "never"),
-        "toy learns online and makes no use of --dataset",
+        rlzoo(
+            "train",
+            TOY,
+            *SMALL,
+            "--env",
+            "probe-action",
+            "--dataset",
+            data,
+            "--out",
+            tmp_path / "no",
+        ),
+        "makes no use of a data set",
     )
     refused(rlzoo("train", "offline_dqn", *SMALL, "--dataset", tmp_path / "no.npz"), "no.npz")
 
@@ -458,7 +471,7 @@ def test_never_fewer_threads_than_devices(flags, asked, threads, monkeypatch):
     assert os.environ["PJRT_NPROC"] == threads
 
 
-@pytest.mark.parametrize("threads", [None, "1"])
+@pytest.mark.parametrize("threads", [None, pytest.param("1", marks=pytest.mark.slow)])
 def test_two_devices_on_a_cpu_do_not_hang(threads, tmp_path):
     """With one thread for two devices PPO hung for ever, and heard no signal but SIGKILL, which is
     what ends it here."""
@@ -564,6 +577,7 @@ def test_data_speaks_the_command_line(rlzoo, tmp_path):
 # ---- packaging -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_members(tmp_path):
     """One command, two workers: process 0 records everybody, also the members that the other one
     trained."""

@@ -481,6 +481,7 @@ def test_extra_is_added_to_the_loss():
 # ---- members and seeds ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_members_and_seeds_together_are_as_alone_under_cond(pendulum):
     data = jax.tree.map(lambda x: x[:200], pendulum[0])
     model = Ensemble(OBS, ACTION, members=3, elites=2, hidden=(8,), batch_size=32, max_epochs=4)

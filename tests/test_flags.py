@@ -60,7 +60,7 @@ OWN = {
         "    more: int = rlzoo.static(3)\n    '''what more is'''\n",
         3,
     ),
-    "imported": (
+    "No module named": (
         f"import base\n@rlzoo.config\nclass Config(base.Base):{PLAIN}\n"
         "    more: int = rlzoo.static(3)\n    '''what more is'''\n",
         3,
@@ -164,7 +164,10 @@ class Config:{PLAIN}
     "text, message",
     [
         ("class Config(:", "own.py, line 7: "),
-        ("import nothing_of_this_name\nclass Config(nothing_of_this_name.Base): ...", "imported"),
+        (
+            "import nothing_of_this_name\nclass Config(nothing_of_this_name.Base): ...",
+            "No module named",
+        ),
         ("x = 1", "has no class Config"),
     ],
 )

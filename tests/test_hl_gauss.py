@@ -24,7 +24,7 @@ from rlzoo.bins import Loss
 from rlzoo.env import Transition
 from rlzoo.fast import patches3x3
 from rlzoo.replay import Sample
-from rlzoo.run.files import load_module
+from rlzoo.suites.files import load
 
 GAMMA = 0.9
 LOSSES = get_args(Loss)
@@ -505,7 +505,7 @@ def test_torsos():
 
 @pytest.fixture(scope="module")
 def scaled():
-    return load_module(PROGRAMS / "scaled_hl_gauss.py")
+    return load(PROGRAMS / "scaled_hl_gauss.py")
 
 
 @pytest.mark.parametrize(("experts", "slots"), [(1, 5), (2, 3), (8, 1)])

@@ -524,7 +524,7 @@ EVERY = {
 @functools.cache
 def in_parts() -> search.Solver:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(astar, "CHILDREN", 32)
+        patch.setattr(astar, "MAX_CHILDREN", 32)
         solver = a_search(batch=64)
     assert (solver.batch, solver.rows) == (64, 8)
     return solver

@@ -424,6 +424,7 @@ def test_killed_at_ten_random_moments(tmp_path):
     kill_and_resume(tmp_path, [draw.uniform(0.0, 6.0) for _ in range(10)])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_continue(tmp_path):
     out = tmp_path / "a folder"
     process = spawn(
@@ -558,8 +559,8 @@ def test_stages_resume_inside_each_and_at_boundaries(tmp_path):
     final = Record.read(whole.dir).restore(0)
     assert final.state["extra"].shape == (4, 0)
     assert (final.stage, final.call, final.at) == (3, 0, 100)
-    # checkpoints at: inside stage 1; its end; inside 2, off the log points; its end; inside 3
-    for i, (every, dies) in enumerate([(30, 20), (80, 45), (46, 60), (90, 75), (12, 90)]):
+    # checkpoints inside the first stage, at the end of it, and inside the last
+    for i, (every, dies) in enumerate([(30, 20), (80, 45), (12, 90)]):
         out = tmp_path / f"{i}"
         given = {
             "mode": "stages",
@@ -602,7 +603,7 @@ def test_a_stage_ends_early_and_members_wait_for_each_other(tmp_path, monkeypatc
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     go(tmp_path / "short", **given)
     same(tmp_path / "short", tmp_path / "whole")
-    for i, dies in enumerate((quick - 10 + 1, fitted - 1, fitted, fitted + 5)):
+    for i, dies in enumerate((quick - 10 + 1, fitted)):
         out = tmp_path / f"{i}"
         short = given | {"run": {"seeds": 1, "checkpoint_every": 2}}
         killed(out, int(dies), **short)
