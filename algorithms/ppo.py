@@ -12,11 +12,7 @@ Metrics:
     train/entropy   entropy of the policy in nats; it should fall slowly
     train/kl        estimate E[r - 1 - log r] of KL(old || new); healthy below 0.03
     train/clip_fraction         share of the samples outside the clip range; healthy below 0.3
-<<<<<<< HEAD
     train/explained_variance    share of the returns' variance that the values explain
-=======
-    train/explained_variance    share of the returns' variance that the rollout's values explain
->>>>>>> actor
     train/return    return of the episodes that ended in training
     All but the last two are averages over all minibatches.
 Deviations:

@@ -19,7 +19,7 @@ import tiny_data
 import toy
 
 import rlzoo as rlzoo_package
-from rlzoo import machine, report
+from rlzoo import dataset, machine, report
 from rlzoo.cli import commands, flags, processes
 from rlzoo.run import record
 
