@@ -13,7 +13,7 @@ compiled code:
 Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends,
 truncated or not. Drawing and `returns_to_go` are for compiled code, everything else is of the host.
 See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for names and layouts, and
-`rlzoo/collect.py` to record data of your own.
+`rlzoo/tools/collect.py` to record data of your own.
 """
 
 import contextlib

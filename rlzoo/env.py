@@ -237,13 +237,13 @@ class Env:
             if after is not None:
                 carry = after(carry, transition)
             if reset is not None:
-                carry = jax.tree.map(lambda a, b: _where(ended, a, b), reset, carry)
+                carry = jax.tree.map(lambda a, b: where_each(ended, a, b), reset, carry)
             ret, steps = ret + score, steps + 1
             start = jax.tree.map(
                 lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool
             )
             obs_inner = jax.tree.map(
-                lambda a, b: _where(ended, a, b), start, (next_obs, next_inner)
+                lambda a, b: where_each(ended, a, b), start, (next_obs, next_inner)
             )
             loop = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps), carry)
             return loop, (transition, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
@@ -295,7 +295,7 @@ class Env:
             asked, rows = jax.lax.top_k(left.T.astype(jnp.int32), slots)
             at = (rows.T, jnp.arange(num_envs))
             judged = judge(jax.tree.map(lambda x: x[at], steps.next_obs))
-            values = values.at[at].set(_where(asked.T > 0, judged, values[at]))
+            values = values.at[at].set(where_each(asked.T > 0, judged, values[at]))
             return values, left.at[at].set(False)
 
         # A loop, not a cond: mapped over members, a cond would compute both branches.
@@ -465,6 +465,6 @@ def _settled(now: Episodes) -> Episodes:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), now)
 
 
-def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def where_each(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`a` where `mask` [n] is True, else `b` [n, ...]."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim)), a, b)

@@ -159,7 +159,7 @@ class Program:
             """The old values of members that are frozen, the new ones of all others."""
             if until is None:
                 return new
-            return jax.tree.map(lambda a, b: _where(frozen, a, b), old, new)
+            return jax.tree.map(lambda a, b: environments.where_each(frozen, a, b), old, new)
 
         def body(t: Any, carry: Any) -> Any:
             states, totals = carry
@@ -482,10 +482,6 @@ def _datasets(dataset: Any) -> list[Any]:
     if dataset is None:
         return []
     return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
-
-
-def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
 def _all_finite(tree: Any) -> jax.Array:
