@@ -7,7 +7,7 @@ they are made together, into `datasets/` of the cache folder:
     medium          the first policy that has come a third of the way from random to expert
     medium-replay   all that the run had stored up to there, its random actions included
     medium-expert   medium and expert, one after the other
-    expert          the best policy of the run
+    expert          the best policy of the run's second half
 
 Policies are played with a little noise. Scores of 0 and 100, recorded with each set, are the
 returns of random actions and of the expert without noise. For imitation, after Dual RL (arXiv
@@ -70,14 +70,24 @@ class Task(NamedTuple):
     """of the algorithm's Config; the replay holds the whole run"""
 
 
-LOCOMOTION: dict[str, Any] = {
-    "total_steps": 300_000,
-    "num_envs": 4,
-    "updates_per_step": 2,
-    "hidden": (128, 128),
-    "learning_starts": 5_000,
-    "learning_rate": 3e-4,
-}
+def _brax(name: str, takes: str) -> Task:
+    return Task(
+        env=f"brax/{name}",
+        algorithm="td3",
+        episodes=200,
+        noise=0.1,
+        takes=takes,
+        fields={
+            "total_steps": 200_000,
+            "num_envs": 4,
+            "updates_per_step": 2,
+            "hidden": (128, 128),
+            "learning_starts": 5_000,
+            "learning_rate": 3e-4,
+        },
+    )
+
+
 TASKS = {
     "pendulum": Task(
         env="Pendulum-v1",
@@ -85,7 +95,7 @@ TASKS = {
         episodes=250,
         noise=0.1,
         takes="half a minute",
-        fields={"total_steps": 80_000, "num_envs": 8},
+        fields={"total_steps": 80_000, "num_envs": 8, "learning_starts": 1_000},
     ),
     "mountaincar": Task(
         env="MountainCarContinuous-v0",
@@ -93,32 +103,44 @@ TASKS = {
         episodes=100,
         noise=0.1,
         takes="two minutes",
-        # so much noise that some random episodes reach the goal
         fields={
             "total_steps": 80_000,
             "num_envs": 8,
             "updates_per_step": 4,
             "learning_starts": 8_000,
-            "exploration_noise": 1.5,
+            "exploration_noise": 1.5,  # some episodes reach the goal by chance
             "discount": 0.995,
         },
     ),
     "cartpole": Task(
         env="CartPole-v1",
-        algorithm="sac_discrete",
+        algorithm="dqn",
         episodes=250,
         noise=0.05,
         takes="a minute",
-        fields={"total_steps": 100_000},
+        fields={
+            "total_steps": 300_000,
+            "learning_starts": 1_000,
+            "learning_rate": 5e-4,
+            "double": True,
+        },
     ),
     "acrobot": Task(
         env="Acrobot-v1",
-        algorithm="sac_discrete",
+        algorithm="dqn",
         episodes=250,
         noise=0.05,
         takes="a minute",
-        fields={"total_steps": 100_000},
+        fields={
+            "total_steps": 150_000,
+            "learning_starts": 1_000,
+            "learning_rate": 1e-3,
+            "double": True,
+        },
     ),
+    "hopper": _brax("hopper:spring", "twenty minutes"),
+    "walker2d": _brax("walker2d:spring", "twenty minutes"),
+    "halfcheetah": _brax("halfcheetah:spring", "twenty minutes"),
 }
 TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MIXES = {
@@ -220,7 +242,13 @@ def make(name: str, say: Callable[[str], None] = _say) -> Iterator[tuple[str, Da
     worst = datasets.episodes(random).returns.mean()
 
     # --- which policies ---
-    best = max(looks, key=lambda look: look.ret)
+    looks = [look for look in looks if look.steps > task.fields["learning_starts"]]
+    best = max(looks[len(looks) // 2 :], key=lambda look: look.ret)
+    if best.ret <= worst:
+        raise Refused(
+            f"{name}: the run ended no better than random actions: its return is {best.ret:.5g}, "
+            f"theirs {worst:.5g}"
+        )
     middle = next(x for x in looks if x.ret - worst >= MEDIUM * (best.ret - worst))
     key = jax.random.key(SEED)
 
@@ -243,22 +271,26 @@ def make(name: str, say: Callable[[str], None] = _say) -> Iterator[tuple[str, Da
         "medium-expert": datasets.concatenate([medium, expert]),
         "expert": expert,
     }
-    # --- for imitation ---
-    for mix, (tier, others) in MIXES.items():
-        shown = datasets.first(expert, max(1, round(task.episodes / others)))
-        parts = [datasets.marked(tiers[tier], False), datasets.marked(shown, True)]
-        tiers[mix] = datasets.concatenate(parts)
-    few = datasets.first(expert, max(1, round(task.episodes / FEW)))
-    order = np.argsort(datasets.episodes(few).returns, kind="stable")
-    one = datasets.take(few, order[len(order) // 2 :][:1])
-    tiers[ONE] = datasets.marked(one, True)
-
+    tiers |= for_imitation(tiers)
     for tier, data in tiers.items():
         about: dict[str, Any] = {
             "source": f"rlzoo data make {name}-{tier}",
             "reference": (float(worst), float(expert_return)),
         }
         yield tier, dataclasses.replace(data, **about)
+
+
+def for_imitation(tiers: dict[str, Dataset]) -> dict[str, Dataset]:
+    """The sets for imitation, from those of the tiers."""
+    expert, found = tiers["expert"], {}
+    for mix, (tier, others) in MIXES.items():
+        shown = datasets.first(expert, max(1, round(expert.num_episodes / others)))
+        parts = [datasets.marked(tiers[tier], False), datasets.marked(shown, True)]
+        found[mix] = datasets.concatenate(parts)
+    few = datasets.first(expert, max(1, round(expert.num_episodes / FEW)))
+    order = np.argsort(datasets.episodes(few).returns, kind="stable")
+    one = datasets.take(few, order[len(order) // 2 :][:1])
+    return found | {ONE: datasets.marked(one, True)}
 
 
 def train(task: Task, env: Env, say: Callable[[str], None]) -> tuple[list[Look], Any, Algorithm]:
