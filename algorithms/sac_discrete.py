@@ -115,7 +115,8 @@ class State:
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
