@@ -308,13 +308,13 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
     target_every = max(1, config.target_every // config.num_envs)
 
     # --- network, optimizer, replay ---
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    convolved = config.channels and env.is_image
     bias = initial_bias(config, env.num_actions)
     net = network(
         hidden=config.hidden,
         out_shape=bias.shape,
         bias_init=nn.initializers.constant(bias.reshape(-1)),
-        image_shape=env.obs_shape if is_image else (),
+        image_shape=env.obs_shape if convolved else (),
         channels=config.channels,
         dtype=jnp.bfloat16 if config.bf16 else None,
     )

@@ -252,13 +252,13 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         widen=config.widen,
         loss=config.loss,
     )
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    convolved = config.channels and env.is_image
     bias = bins.initial_bias(env.num_actions)
     net = CategoricalQNetwork(
         hidden=config.hidden,
         out_shape=bias.shape,
         bias_init=nn.initializers.constant(bias.reshape(-1)),
-        image_shape=env.obs_shape if is_image else (),
+        image_shape=env.obs_shape if convolved else (),
         channels=config.channels,
     )
     # One vector of all parameters: an update is then one fused loop.

@@ -122,6 +122,11 @@ class Env:
         return self._spec[0].shape
 
     @property
+    def is_image(self) -> bool:
+        """Whether observations are [height, width, channels], large enough for 3x3 patches."""
+        return len(self.obs_shape) == 3 and min(self.obs_shape[:2]) >= 3
+
+    @property
     def obs_dtype(self) -> Any:
         return self._spec[0].dtype
 

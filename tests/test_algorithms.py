@@ -58,7 +58,6 @@ VARIANTS = {
     "td_target",
     "critic_loss",
     "actor_loss",
-    "alpha_loss",
     # Q* holds edges in its open list, A* nodes
     "network",
     "solver",
