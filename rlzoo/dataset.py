@@ -173,6 +173,27 @@ def returns_to_go(dataset: Dataset, discount: Any = 1.0) -> jax.Array:
     return jax.lax.scan(body, jnp.float32(0), (dataset.reward, keep), reverse=True, unroll=16)[1]
 
 
+def episode_returns(dataset: Dataset) -> jax.Array:
+    """The undiscounted return of each episode, float32 [E]; `episodes` is for the host.
+
+    It passes over all rows: call it once, in `init` and not in `step`.
+    """
+    episode = jnp.searchsorted(dataset.starts, jnp.arange(len(dataset)), side="right") - 1
+    return jax.ops.segment_sum(
+        dataset.reward, episode, dataset.num_episodes, indices_are_sorted=True
+    )
+
+
+def return_span(dataset: Dataset) -> jax.Array:
+    """The highest return of an episode less the lowest, a float32; 1000 where all are alike.
+
+    Offline methods commonly scale rewards by 1000 / span. Call it in `init`.
+    """
+    returns = episode_returns(dataset)
+    span = returns.max() - returns.min()
+    return jnp.where(span > 0.0, span, 1000.0)
+
+
 class Stats(NamedTuple):
     """What a policy needs to standardize observations; float32 [*obs_shape]."""
 
@@ -534,6 +555,37 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
         for name in ("obs", "next_obs"):
             layouts.check_range(
                 name, np.asarray(getattr(dataset, name)), space.low, space.high, env.id
+            )
+
+
+def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = None) -> None:
+    """Raise `Refused` where `algorithm` was not given the data that it learns from.
+
+    Args:
+      names: those of the data sets that it needs; none: it needs a single one.
+      discrete: whether actions must be discrete, or continuous; None: either.
+    """
+    if names:
+        found = isinstance(dataset, Mapping) and {*dataset} == {*names}
+    else:
+        found = isinstance(dataset, Dataset)
+    if not found:
+        given = {type(None): "none was given", Dataset: "a single one was given"}.get(
+            type(dataset), f"{' and '.join(dataset or ['none'])} were given"
+        )
+        what = f"data sets called {' and '.join(names)}" if names else "a data set"
+        files = " ".join(f"{name}=FILE" for name in names) or "FILE"
+        raise Refused(
+            f"{algorithm} learns from {what}, but {given}: --dataset {files} "
+            "(rlzoo data collect RUN --replay --out FILE records one from a trained run)"
+        )
+    kinds = {True: "discrete", False: "continuous"}
+    for entry in dataset.values() if names else [dataset]:
+        if discrete is not None and entry.discrete != discrete:
+            hint = "offline_dqn and bc take" if entry.discrete else "iql and bc take"
+            raise Refused(
+                f"{algorithm} needs {kinds[discrete]} actions, but those of the data set are "
+                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; {hint} these"
             )
 
 

@@ -59,6 +59,7 @@ VARIANTS = {
     "critic_loss",
     "actor_loss",
     "alpha_loss",
+    "value_loss",
     # Q* holds edges in its open list, A* nodes
     "network",
     "solver",
