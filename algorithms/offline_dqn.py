@@ -45,8 +45,8 @@ from rlzoo.fast import Conv3x3
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("CartPole-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(50_000, least=1)
     """gradient updates of each member"""
     loss: Literal["hl_gauss", "two_hot", "c51", "mse", "mse_softmax"] = rlzoo.static("hl_gauss")

@@ -98,6 +98,11 @@ class Env:
         return hasattr(self.action_space, "n")
 
     @property
+    def simulated(self) -> bool:
+        """False where it is known from recorded data alone, so that nothing can be played."""
+        return getattr(self.inner, "simulated", True)
+
+    @property
     def num_actions(self) -> int:
         """Number of discrete actions. Raises `Refused` where actions are continuous."""
         if not self.discrete:
@@ -312,7 +317,13 @@ class Env:
     # ---- without auto-reset ----------------------------------------------------------------------
 
     def starts(self, keys: jax.Array) -> tuple:
-        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
+        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives.
+        Raises `Refused` where nothing can be played."""
+        if not self.simulated:
+            raise Refused(
+                f"{self.id} is known from its data alone, so nothing can be played there; with "
+                "--env a run gets an environment"
+            )
         starts = self._over_envs(self.inner.reset_env)(keys)
         return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
 
