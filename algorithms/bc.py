@@ -31,8 +31,8 @@ from rlzoo.fast import Linear
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
@@ -93,20 +93,12 @@ class Policy(NamedTuple):
     params: Any
 
 
-class Ranks(NamedTuple):
-    """Episodes from the highest return to the lowest, [E]."""
-
-    ends: jax.Array
-    """int32: rows in the episodes up to this one"""
-    offset: jax.Array
-    """int32: what is added to a row counted in this order to give the data set's row"""
-
-
 @struct.dataclass
 class State:
     params: Any
     opt_state: Any
-    ranks: Ranks
+    cumulative: jax.Array
+    """uint32 [episodes]: by this the data set draws its rows"""
     key: jax.Array
 
 
@@ -125,21 +117,6 @@ def actor_loss(params, batch, actor):
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
-
-
-def rank_episodes(dataset):
-    order = jnp.argsort(-data.episode_returns(dataset))
-    lengths = jnp.diff(dataset.starts)[order]
-    ends = jnp.cumsum(lengths)
-    return Ranks(ends, dataset.starts[order] - (ends - lengths))
-
-
-def draw_top(ranks, key, n, fraction):
-    """Rows [n], all alike, of the best `fraction` of the episodes, rounded up."""
-    count = jnp.ceil(fraction * len(ranks.ends) - 1e-3).astype(jnp.int32)
-    row = jax.random.randint(key, (n,), 0, ranks.ends[count - 1])
-    rank = jnp.searchsorted(ranks.ends, row, side="right", method="scan_unrolled")
-    return row + ranks.offset[rank]
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
@@ -163,15 +140,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return State(
             params=params,
             opt_state=optimizer.init(params),
-            ranks=rank_episodes(dataset),
+            cumulative=data.prefer_top(dataset, config.top_fraction).cumulative,
             key=key,
         )
 
     def step(state, t):
         # --- sample ---
         sample_key, key = jax.random.split(state.key)
-        index = draw_top(state.ranks, sample_key, config.batch_size, config.top_fraction)
-        batch = data.rows(dataset, index)
+        preferred = dataset.replace(cumulative=state.cumulative)
+        batch = data.sample(preferred, sample_key, config.batch_size)
 
         # --- gradient step ---
         grads, metrics = jax.grad(actor_loss, has_aux=True)(state.params, batch, actor)

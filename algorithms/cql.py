@@ -38,8 +38,8 @@ from rlzoo.fast import Linear
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
@@ -57,7 +57,7 @@ class Config:
     cql_alpha: float = rlzoo.traced(5.0, least=0)
     """factor of the regularizer"""
     num_actions: int = rlzoo.static(4, least=1)
-    """sampled actions of each kind: uniform, of the policy, of the policy at the next observation"""
+    """sampled actions of each kind: uniform, the policy's, the policy's at the next observation"""
     tune_alpha: bool = rlzoo.static(True)
     """learn the temperature"""
     alpha: float = rlzoo.traced(1.0, above=0)

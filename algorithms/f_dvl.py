@@ -3,7 +3,7 @@
 Paper: Sikchi et al. 2024 (arXiv 2302.08560), its semi-gradient dual-V; losses, sizes and schedules
     as in the authors' code.
 Kind: offline, actor-critic, continuous
-Run: python algorithms/f_dvl.py --dataset FILE --seeds 5
+Run: python algorithms/f_dvl.py --seeds 5
     The paper's sizes: python algorithms/f_dvl.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 --batch-size 1024 (AntMaze: --inverse-temperature 10 --no-anneal-actor)
 Result: about that of iql.py, and steadier than xql.py (results/dual_rl)
@@ -35,11 +35,13 @@ import rlzoo
 from rlzoo import dataset as data
 from rlzoo.fast import Linear
 
+DATASET = "pendulum-medium-replay"
+
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
@@ -254,12 +256,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             value=value_net.init(value_key, obs),
         )
         opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
-        span = data.return_span(dataset) if config.normalize_rewards else 1000.0
+        scale = data.reward_scale(dataset) if config.normalize_rewards else 1.0
         return State(
             params=params,
             target_params=params.critics,
             opt_states=Params(*opt_states),
-            reward_scale=config.reward_scale * 1000.0 / span,
+            reward_scale=config.reward_scale * scale,
             key=key,
         )
 

@@ -3,7 +3,7 @@
 Paper: Kostrikov et al. 2022 (arXiv 2110.06169), equations 5 to 7 and algorithm 1; sizes and
     schedules as in the authors' code.
 Kind: offline, actor-critic, continuous
-Run: python algorithms/iql.py --dataset FILE --seeds 5
+Run: python algorithms/iql.py --seeds 5
     The paper's sizes: python algorithms/iql.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 --batch-size 256 (AntMaze: --expectile 0.9 --inverse-temperature 10)
 Result: the score of the policy that the data hold, or better (results/dual_rl)
@@ -33,11 +33,13 @@ import rlzoo
 from rlzoo import dataset as data
 from rlzoo.fast import Linear
 
+DATASET = "pendulum-medium-replay"
+
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
@@ -207,12 +209,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             value=value_net.init(value_key, obs),
         )
         opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
-        span = data.return_span(dataset) if config.normalize_rewards else 1000.0
+        scale = data.reward_scale(dataset) if config.normalize_rewards else 1.0
         return State(
             params=params,
             target_params=params.critics,
             opt_states=Params(*opt_states),
-            reward_scale=config.reward_scale * 1000.0 / span,
+            reward_scale=config.reward_scale * scale,
             key=key,
         )
 

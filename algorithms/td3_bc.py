@@ -1,7 +1,7 @@
 """TD3+BC: TD3 on a recorded data set, with behavior cloning in the actor's loss.
 
-Paper: Fujimoto and Gu 2021 (arXiv 2106.06860), equations 3 to 5; TD3: arXiv 1802.09477, equations 10
-    and 14.
+Paper: Fujimoto and Gu 2021 (arXiv 2106.06860), equations 3 to 5; TD3: arXiv 1802.09477,
+    equations 10 and 14.
 Kind: offline, actor-critic, continuous
 Run: python algorithms/td3_bc.py --dataset FILE --seeds 5
     The paper's sizes: python algorithms/td3_bc.py --dataset FILE --total-steps 1_000_000
@@ -33,8 +33,8 @@ from rlzoo.fast import Linear
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)

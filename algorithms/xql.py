@@ -38,8 +38,8 @@ from rlzoo.fast import Linear
 
 @rlzoo.config
 class Config:
-    env: str = rlzoo.static("Pendulum-v1")
-    """environment id, for evaluation"""
+    env: str = rlzoo.static("")
+    """environment id, for evaluation; empty: the data set's own"""
     total_steps: int = rlzoo.static(20_000, least=1)
     """gradient updates of each member"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
@@ -239,12 +239,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             value=value_net.init(value_key, obs),
         )
         opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
-        span = data.return_span(dataset) if config.normalize_rewards else 1000.0
+        scale = data.reward_scale(dataset) if config.normalize_rewards else 1.0
         return State(
             params=params,
             target_params=params.critics,
             opt_states=Params(*opt_states),
-            reward_scale=config.reward_scale * 1000.0 / span,
+            reward_scale=config.reward_scale * scale,
             key=key,
         )
 

@@ -177,27 +177,6 @@ def returns_to_go(dataset: Dataset, discount: Any = 1.0) -> jax.Array:
     return jax.lax.scan(body, jnp.float32(0), (dataset.reward, keep), reverse=True, unroll=16)[1]
 
 
-def episode_returns(dataset: Dataset) -> jax.Array:
-    """The undiscounted return of each episode, float32 [E]; `episodes` is for the host.
-
-    It passes over all rows: call it once, in `init` and not in `step`.
-    """
-    episode = jnp.searchsorted(dataset.starts, jnp.arange(len(dataset)), side="right") - 1
-    return jax.ops.segment_sum(
-        dataset.reward, episode, dataset.num_episodes, indices_are_sorted=True
-    )
-
-
-def return_span(dataset: Dataset) -> jax.Array:
-    """The highest return of an episode less the lowest, a float32; 1000 where all are alike.
-
-    Offline methods commonly scale rewards by 1000 / span. Call it in `init`.
-    """
-    returns = episode_returns(dataset)
-    span = returns.max() - returns.min()
-    return jnp.where(span > 0.0, span, 1000.0)
-
-
 class Stats(NamedTuple):
     """What a policy needs to standardize observations; float32 [*obs_shape]."""
 
@@ -630,7 +609,7 @@ def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = N
         files = " ".join(f"{name}=FILE" for name in names) or "FILE"
         raise Refused(
             f"{algorithm} learns from {what}, but {given}: --dataset {files} "
-            "(rlzoo data collect RUN --replay --out FILE records one from a trained run)"
+            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` records one)"
         )
     kinds = {True: "discrete", False: "continuous"}
     for entry in dataset.values() if names else [dataset]:
