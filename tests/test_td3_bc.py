@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_data
-from offline import ENV, bandit, equal, learn, newest, one_step, some_batch, some_rows
+from offline import ENV, bandit, equal, learn, one_step, some_batch, some_rows
 from rlzoo.algorithms import td3_bc
 from together import quick_jit
 
