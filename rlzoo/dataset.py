@@ -590,6 +590,37 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
             )
 
 
+def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = None) -> None:
+    """Raise `Refused` where `algorithm` was not given the data that it learns from.
+
+    Args:
+      names: those of the data sets that it needs; none: it needs a single one.
+      discrete: whether actions must be discrete, or continuous; None: either.
+    """
+    if names:
+        found = isinstance(dataset, Mapping) and {*dataset} == {*names}
+    else:
+        found = isinstance(dataset, Dataset)
+    if not found:
+        given = {type(None): "none was given", Dataset: "a single one was given"}.get(
+            type(dataset), f"{' and '.join(dataset or ['none'])} were given"
+        )
+        what = f"data sets called {' and '.join(names)}" if names else "a data set"
+        files = " ".join(f"{name}=FILE" for name in names) or "FILE"
+        raise Refused(
+            f"{algorithm} learns from {what}, but {given}: --dataset {files} "
+            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` records one)"
+        )
+    kinds = {True: "discrete", False: "continuous"}
+    for entry in dataset.values() if names else [dataset]:
+        if discrete is not None and entry.discrete != discrete:
+            hint = "offline_dqn and bc take" if entry.discrete else "iql and bc take"
+            raise Refused(
+                f"{algorithm} needs {kinds[discrete]} actions, but those of the data set are "
+                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; {hint} these"
+            )
+
+
 def _starts(arrays: layouts.Arrays) -> np.ndarray:
     ends = np.flatnonzero(arrays["terminated"] | arrays["truncated"]) + 1
     return np.append(0, ends).astype(np.int32)

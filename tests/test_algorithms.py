@@ -40,6 +40,8 @@ TINY = {
     "num_bins": 5,
     "v_min": -2.0,
     "v_max": 2.0,
+    # imitation
+    "discriminator_steps": 3,
     # searches
     "warmup_steps": 4,
     "scramble": 3,
@@ -58,6 +60,7 @@ VARIANTS = {
     "td_target",
     "critic_loss",
     "actor_loss",
+    "value_loss",
     # Q* holds edges in its open list, A* nodes
     "network",
     "solver",
@@ -186,6 +189,8 @@ def tiny(name):
     dataset = None
     if kind.how in ("offline", "imitation"):
         dataset = tiny_data.continuous() if continuous else tiny_data.discrete()
+        if kind.how == "imitation":
+            dataset = {"expert": tiny_data.good(dataset), "mixed": dataset}
     found = Tiny(module, config, rlzoo.make(env), dataset, kind)
     if hasattr(config, "total_steps"):
         steps = 6 * found.make().steps_per_call
