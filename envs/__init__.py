@@ -12,9 +12,12 @@ import gymnax
 HOMES = {
     "Cube2": "cube",
     "Cube3": "cube",
+    "DeepSea": "deep_sea",
+    "Finite": "finite",
     "LightsOut": "lights_out",
     "Pancake": "pancake",
     "Puzzle": "puzzle",
+    "RiverSwim": "river_swim",
     "Sokoban": "sokoban",
     "Tiles": "tiles",
 }
@@ -50,6 +53,9 @@ for side in (2, 3, 4, 5, 6, 7):
     gymnax.register(f"lights-out{side}", Factory("LightsOut", side))
 for count in (7, 8, 10, 35):
     gymnax.register(f"pancake{count}", Factory("Pancake", count))
+for size in (8, 12, 20, 30):
+    gymnax.register(f"deep-sea{size}", Factory("DeepSea", size))
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
+gymnax.register("river-swim", Factory("RiverSwim"))
 gymnax.register("sokoban", Factory("Sokoban"))

@@ -53,6 +53,10 @@ LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
 KINDS = ["online", "offline", "imitation", "model-based", "search", "tabular", "games"]
 ACTIONS = ["discrete", "continuous", "discrete and continuous"]
 SECTIONS = ["networks", "state", "losses", "algorithm"]
+TABLES = ["state", "planning", "algorithm"]
+"""The sections of a file that keeps tables, where there is no network to train."""
+ENVS = {"search": "lights-out2", "tabular": "river-swim", "games": "matrix-game2"}
+"""For kinds that take no probe"""
 VARIANTS = {
     "make",
     # what an algorithm is about
@@ -107,13 +111,15 @@ def test_order_and_size(name):
     assert len(code_lines(text)) <= 400
     assert max(map(len, text.splitlines())) <= 100
     assert all(field.doc for field in flags.read(path).fields), "every field has a docstring"
-    search = kind_of(name).how == "search"
+    how = kind_of(name).how
+    search = how == "search"
+    sections = TABLES if how in ("tabular", "games") else SECTIONS
     dividers = re.findall(r"^# -{2,} (.+?) -+$", text, re.M)
-    assert dividers == [*SECTIONS, *["search"] * search]
+    assert dividers == [*sections, *["search"] * search]
     places = [text.index("class Config")]
-    places += [text.index(f"# ---- {section} ") for section in SECTIONS]
+    places += [text.index(f"# ---- {section} ") for section in sections]
     places += [text.index("\ndef make(")]
-    places += [text.index(f"# ---- {section} ") for section in dividers[len(SECTIONS) :]]
+    places += [text.index(f"# ---- {section} ") for section in dividers[len(sections) :]]
     places += [text.index('\nif __name__ == "__main__":')]
     assert places == sorted(places)
     ending = f"rlzoo.main(make, Config{', solver' * search})"
@@ -180,7 +186,7 @@ def tiny(name):
     module, kind = load(flags.find(name)), kind_of(name)
     continuous = kind.actions == "continuous"
     env = "probe-action-continuous" if continuous else "probe-action"
-    env = "lights-out2" if kind.how == "search" else env
+    env = ENVS.get(kind.how, env)
     fields = {field.name for field in dataclasses.fields(module.Config)}
     values = {field: value for field, value in TINY.items() if field in fields}
     if "hidden" in fields:
