@@ -10,6 +10,7 @@ from typing import Any
 import gymnax
 
 HOMES = {
+    "BandMass": "velocity_band",
     "Cube2": "cube",
     "Cube3": "cube",
     "LightsOut": "lights_out",
@@ -53,3 +54,4 @@ for count in (7, 8, 10, 35):
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("sokoban", Factory("Sokoban"))
+gymnax.register("band-mass", Factory("BandMass"))
