@@ -33,9 +33,9 @@ class Band(environment.EnvParams):
 @struct.dataclass
 class MassParams(Band):
     max_steps_in_episode: int = 200
-    power: float = 1.0
+    power: float = 2.0
     """acceleration by an action of 1, in metres per second squared"""
-    friction: float = 0.4
+    friction: float = 0.5
     """deceleration per unit of speed, per second"""
     seconds: float = 0.05
     """time of a step"""

@@ -40,6 +40,12 @@ TINY = {
     "num_bins": 5,
     "v_min": -2.0,
     "v_max": 2.0,
+    # learnt models
+    "model_hidden": (4, 4),
+    "model_every": 4,
+    "model_epochs": 2,
+    "rollouts_per_step": 2,
+    "epoch_length": 8,
     # searches
     "warmup_steps": 4,
     "scramble": 3,

@@ -225,7 +225,9 @@ def test_the_key_of_random_actions_is_no_other_key():
 def test_an_eta_that_overflows_is_refused():
     env = rlzoo.make("band-mass")
     for eta in (1e39, -1e39):
-        with pytest.raises(rlzoo.Refused, match=r"eta=-?1e\+39 overflows; the authors take 0.0001"):
+        with pytest.raises(
+            rlzoo.Refused, match=r"eta=-?1e\+39 overflows a float32; the authors take 0.0001"
+        ):
             mex.make(mex.Config(env="band-mass", eta=eta), env)
     mex.make(mex.Config(env="band-mass", eta=-5e-3), env)
 

@@ -63,7 +63,7 @@ def test_the_mass_moves_as_it_should():
         action = np.float32(np.sin(step) + 0.6)
         _, state, reward, terminated, _ = env.step_env(KEY, state, jnp.array([action]), params)
         force = np.clip(action, -1, 1)
-        speed += 0.05 * (force - 0.4 * speed)
+        speed += 0.05 * (2 * force - 0.5 * speed)
         before, place = place, place + 0.05 * speed
         np.testing.assert_allclose([state.velocity, state.position], [speed, place], rtol=1e-4)
         # the speed is the difference of positions, as in the rule
@@ -82,10 +82,10 @@ def episode_return(push, **options):
 
 def test_standing_still_gives_nothing_and_moving_at_the_target_nearly_all():
     assert episode_return(lambda obs: jnp.zeros_like(obs)) == (0.0, 200)
-    drive = lambda obs: jnp.clip(0.4 * 1.5 + 5 * (1.5 - obs), -1, 1)
+    drive = lambda obs: jnp.clip(0.25 * 1.5 + 5 * (1.5 - obs), -1, 1)
     found, _ = episode_return(drive)
     assert 250 < found < 400
-    slow, _ = episode_return(lambda obs: 0.3 * jnp.ones_like(obs))
+    slow, _ = episode_return(lambda obs: 0.2 * jnp.ones_like(obs))
     assert slow < 0, "below the band a push only costs"
     assert episode_return(drive, control_weight=0.0)[0] > found
     assert episode_return(drive, target=3.0)[0] < 0
@@ -121,7 +121,7 @@ def test_a_time_limit_is_no_end_and_keeps_the_true_next_observation():
     rows = jax.tree.map(np.asarray, stored.data)
     assert not rows.terminated.any()
     assert rows.truncated[999] and rows.truncated.sum() == 1
-    np.testing.assert_allclose(rows.next_obs[999], 1 / 0.4, rtol=1e-2)
+    np.testing.assert_allclose(rows.next_obs[999], 2 / 0.5, rtol=1e-2)
     assert rows.obs[1000] == 0, "the next episode starts at rest"
     np.testing.assert_array_equal(rows.next_obs[:999], rows.obs[1:1000])
 
