@@ -10,6 +10,7 @@ from typing import Any
 import gymnax
 
 HOMES = {
+    "BandMass": "velocity_band",
     "Cube2": "cube",
     "Cube3": "cube",
     "DeepSea": "deep_sea",
@@ -59,3 +60,4 @@ gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("river-swim", Factory("RiverSwim"))
 gymnax.register("sokoban", Factory("Sokoban"))
+gymnax.register("band-mass", Factory("BandMass"))

@@ -42,6 +42,12 @@ TINY = {
     "v_max": 2.0,
     # imitation
     "discriminator_steps": 3,
+    # learnt models
+    "model_hidden": (4, 4),
+    "model_every": 4,
+    "model_epochs": 2,
+    "rollouts_per_step": 2,
+    "epoch_length": 8,
     # searches
     "warmup_steps": 4,
     "scramble": 3,
