@@ -13,9 +13,12 @@ HOMES = {
     "Cube2": "cube",
     "Cube3": "cube",
     "LightsOut": "lights_out",
+    "LinearQ": "linear_q",
     "Pancake": "pancake",
+    "PointMaze": "point_maze",
     "Puzzle": "puzzle",
     "Sokoban": "sokoban",
+    "Stitching": "stitching",
     "Tiles": "tiles",
 }
 """class -> its file"""
@@ -53,3 +56,7 @@ for count in (7, 8, 10, 35):
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("sokoban", Factory("Sokoban"))
+for size in (4, *range(16, 161, 16)):
+    gymnax.register(f"linear-q{size}", Factory("LinearQ", size))
+gymnax.register("point-maze", Factory("PointMaze"))
+gymnax.register("stitching", Factory("Stitching"))
