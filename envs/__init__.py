@@ -16,10 +16,13 @@ HOMES = {
     "DeepSea": "deep_sea",
     "Finite": "finite",
     "LightsOut": "lights_out",
+    "LinearQ": "linear_q",
     "Pancake": "pancake",
+    "PointMaze": "point_maze",
     "Puzzle": "puzzle",
     "RiverSwim": "river_swim",
     "Sokoban": "sokoban",
+    "Stitching": "stitching",
     "Tiles": "tiles",
 }
 """class -> its file"""
@@ -61,3 +64,7 @@ gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("river-swim", Factory("RiverSwim"))
 gymnax.register("sokoban", Factory("Sokoban"))
 gymnax.register("band-mass", Factory("BandMass"))
+for size in (4, *range(16, 161, 16)):
+    gymnax.register(f"linear-q{size}", Factory("LinearQ", size))
+gymnax.register("point-maze", Factory("PointMaze"))
+gymnax.register("stitching", Factory("Stitching"))
