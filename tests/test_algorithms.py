@@ -101,7 +101,7 @@ def kind_of(name):
 def test_docstring(name):
     doc = ast.get_docstring(ast.parse(flags.find(name).read_text()))
     lines = doc.splitlines()
-    assert re.match(r"[A-Z][\w+* /().-]*: \S", lines[0]), "it starts with 'NAME: what it is'"
+    assert re.match(r"[A-Za-z][\w+* /().-]*: \S", lines[0]), "it starts with 'NAME: what it is'"
     labels = re.findall(r"^([A-Z][a-z]+):", "\n".join(lines[1:]), re.M)
     assert labels == LABELS
     assert len(lines) <= 25
