@@ -527,6 +527,34 @@ def _naming(name: str) -> Iterator[None]:
         raise Refused(f"dataset {name}: {error}") from None
 
 
+def recorded(env: Env, key: jax.Array) -> Dataset:
+    """The data set that an environment makes of itself, by scripts of its own; in compiled code too.
+
+    Such an environment has `record(key, params)`, which gives arrays [episodes, length, ...] by the
+    names of a transition's fields, and others, which become `extra`.
+
+    Raises `Refused` where the environment has none.
+    """
+    if not hasattr(env.inner, "record"):
+        raise Refused(
+            f"{env.id} makes no data set of its own, so give one: --dataset FILE "
+            "(rlzoo data collect RUN --out FILE records one)"
+        )
+    arrays = env.inner.record(key, env.one_params())
+    episodes, length = arrays["reward"].shape
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items()}
+    known = {name: flat.pop(name) for name in Transition._fields}
+    return Dataset(
+        **known,
+        starts=length * jnp.arange(episodes + 1),
+        extra=flat,
+        obs_mean=known["obs"].mean(0),
+        obs_std=known["obs"].std(0),
+        env=env.id,
+        source="its own script",
+    )
+
+
 def save(dataset: Dataset, path: str | Path) -> None:
     """Write a data set as .npz, or as .hdf5 with D4RL's names; `load` gives back the same bits."""
     weights = {} if dataset.weights is None else {"weights": np.asarray(dataset.weights)}
@@ -587,6 +615,37 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
         for name in ("obs", "next_obs"):
             layouts.check_range(
                 name, np.asarray(getattr(dataset, name)), space.low, space.high, env.id
+            )
+
+
+def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = None) -> None:
+    """Raise `Refused` where `algorithm` was not given the data that it learns from.
+
+    Args:
+      names: those of the data sets that it needs; none: it needs a single one.
+      discrete: whether actions must be discrete, or continuous; None: either.
+    """
+    if names:
+        found = isinstance(dataset, Mapping) and {*dataset} == {*names}
+    else:
+        found = isinstance(dataset, Dataset)
+    if not found:
+        given = {type(None): "none was given", Dataset: "a single one was given"}.get(
+            type(dataset), f"{' and '.join(dataset or ['none'])} were given"
+        )
+        what = f"data sets called {' and '.join(names)}" if names else "a data set"
+        files = " ".join(f"{name}=FILE" for name in names) or "FILE"
+        raise Refused(
+            f"{algorithm} learns from {what}, but {given}: --dataset {files} "
+            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` records one)"
+        )
+    kinds = {True: "discrete", False: "continuous"}
+    for entry in dataset.values() if names else [dataset]:
+        if discrete is not None and entry.discrete != discrete:
+            hint = "offline_dqn and bc take" if entry.discrete else "iql and bc take"
+            raise Refused(
+                f"{algorithm} needs {kinds[discrete]} actions, but those of the data set are "
+                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; {hint} these"
             )
 
 
