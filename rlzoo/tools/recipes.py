@@ -49,6 +49,8 @@ POINTS = 40
 """how often a run is looked at"""
 LOOKS = 16
 """episodes that it plays then"""
+SAID = 5
+"""looks for each that is told of"""
 JUDGED = 100
 """episodes that give the expert's return"""
 MANY, FEW = 5, 30
@@ -310,5 +312,6 @@ def train(task: Task, env: Env, say: Callable[[str], None]) -> tuple[list[Look],
         ret = float(program.evaluate(states, steps)["eval/return"][0])
         state = jax.tree.map(lambda x: x[0], states)
         looks.append(Look(steps, jax.device_get(program.algorithm.policy(state)), ret))
-        say(f"  step {steps:,} of {program.steps:,}: return {ret:.5g}")
+        if len(looks) % SAID == 0:
+            say(f"  step {steps:,} of {program.steps:,}: return {ret:.5g}")
     return looks, state, program.algorithm
