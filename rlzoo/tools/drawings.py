@@ -109,7 +109,8 @@ def _own(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
             given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8
         ):
             raise Refused(
-                f"render of {env.name} gave {given.dtype} {list(given.shape)}; it should give uint8 "
+                f"render of {env.name} gave {given.dtype} {list(given.shape)}; it should give "
+                "uint8 "
                 "[height, width, 3], or a function that draws on a matplotlib axis"
             )
         return given
