@@ -5,6 +5,7 @@ Nothing here knows a file by its name: its docstring's `Kind:` and its Config sa
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from collections import defaultdict
@@ -253,19 +254,25 @@ def members_of(name, ran):
         key = jax.random.key(0)
         return each(lambda alg, state: alg.act(alg.policy(state), obs, key), states)
 
+    @quick_jit
     def policies(states):
         return each(lambda alg, state: alg.policy(state), states)
 
+    start, act = quick_jit(start), quick_jit(act)
+    stages = []
+    for step_of, enter, calls in found.steps:
+        stages.append((quick_jit(functools.partial(run_stage, step_of, calls)), enter))
+    remembers = found.make().memory is not None
+
     def run():
-        states = quick_jit(start)()
+        states = start()
         first, metrics = policies(states), {}
-        for step_of, enter, calls in found.steps:
+        for stage, enter in stages:
             if enter:
                 states = enter(jax.device_get(states), [found.config] * 3)
-            states, more = quick_jit(lambda s, f=step_of, n=calls: run_stage(f, n, s))(states)
+            states, more = stage(states)
             metrics |= more
-        remembers = found.make().memory is not None
-        return raw((first, states, metrics, None if remembers else quick_jit(act)(states)))
+        return raw((first, states, metrics, None if remembers else act(states)))
 
     ran[name] = run(), run(), found
     return ran[name]
