@@ -250,7 +250,7 @@ def _acrobot(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     reach = 1.1 * (first + second)
     _view(ax, (-reach, reach), (-reach, reach))
     ax.axhline(1, color=GREEN, lw=1.5, ls="--")
-    joints = {"ms": 8, "mfc": INK, "mec": INK, "markevery": [0, 1]}
+    joints: dict[str, Any] = {"ms": 8, "mfc": INK, "mec": INK, "markevery": [0, 1]}
     (rod,) = ax.plot([], [], "o-", color=BLUE, lw=8, solid_capstyle="round", **joints)
 
     def paint(frame: Frame) -> None:
