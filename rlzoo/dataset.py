@@ -35,6 +35,8 @@ SHOWN_DIMENSIONS = 32
 """`describe` lists the range of every dimension up to this many."""
 BLOCK = 65_536
 """Rows whose statistics are computed at a time."""
+ALMOST = 1e-3
+"""so much of an episode is not rounded up: 0.07 times 100 is a little more than 7"""
 LOOSE = ("GaussianBandit-misc", "MemoryChain-bsuite", "MetaMaze-misc")
 """gymnax's environments whose own observations leave the bounds that they declare"""
 
@@ -63,6 +65,8 @@ class Dataset:
     """float32 [...], of `obs` over the rows, see `stats`"""
     obs_std: Any = None
     """float32 [...], the standard deviation"""
+    returns: Any = None
+    """float32 [E], the sum of each episode's rewards, not discounted"""
     weights: Any = None
     """float32 [E], see `weighted`; None: all rows are drawn alike"""
     cumulative: Any = None
@@ -189,6 +193,38 @@ def stats(dataset: Dataset, eps: float = 0.0) -> Stats:
     return Stats(dataset.obs_mean, dataset.obs_std + eps)
 
 
+def reward_scale(dataset: Dataset, over: float = 1000.0) -> jax.Array:
+    """`over` / (largest - smallest return of an episode): rewards times it have returns that lie
+    within `over` of one another, as IQL and Dual RL have them (arXiv 2110.06169, 2302.08560).
+
+    1 where all episodes have the same return, so that nothing is divided by 0.
+    """
+    spread = dataset.returns.max() - dataset.returns.min()
+    return jnp.where(spread > 0, over / jnp.where(spread > 0, spread, 1.0), 1.0)
+
+
+def clip_actions(action: jax.Array, margin: float = 1e-5) -> jax.Array:
+    """Actions in [-1 + margin, 1 - margin], where the density of a squashed Gaussian is finite."""
+    return jnp.clip(action, -1.0 + margin, 1.0 - margin)
+
+
+def prefer_top(dataset: Dataset, fraction: Any) -> Dataset:
+    """The same data, drawn alike from the `fraction` of the episodes whose returns are highest,
+    rounded up, and from no others; ties go to the first.
+
+    As `top`, but for compiled code and fractions that are traced: nothing is copied. Call it in
+    `init` and keep `cumulative`, which costs a sort of the episodes. An episode's chance is right
+    to within 2**-24.
+    """
+    count = dataset.num_episodes
+    rank = jnp.argsort(jnp.argsort(-dataset.returns, stable=True))
+    wanted = rank < jnp.maximum(1.0, jnp.ceil(fraction * count - ALMOST))
+    lengths = jnp.where(wanted, jnp.diff(dataset.starts), 0)
+    total = jnp.cumsum(lengths).astype(jnp.float32)
+    cumulative = jnp.round(total / total[-1] * 2.0**31).astype(jnp.uint32)
+    return dataclasses.replace(dataset, weights=wanted.astype(jnp.float32), cumulative=cumulative)
+
+
 def normalized_score(dataset: Dataset, ret: Any) -> Any:
     """100 * (ret - random) / (expert - random) (Fu et al. 2020, arXiv 2004.07219, section 5).
 
@@ -264,7 +300,24 @@ def top(dataset: Dataset, fraction: float) -> Dataset:
     if not 0 < fraction <= 1:
         raise Refused(f"top: fraction={fraction}: must lie in (0, 1]")
     best = np.argsort(-episodes(dataset).returns, kind="stable")
-    return take(dataset, np.sort(best[: int(np.ceil(fraction * dataset.num_episodes))]))
+    count = max(1, int(np.ceil(fraction * dataset.num_episodes - ALMOST)))
+    return take(dataset, np.sort(best[:count]))
+
+
+def first(dataset: Dataset, count: int) -> Dataset:
+    """The first `count` episodes. Raises `Refused` where there are fewer."""
+    if not 1 <= count <= dataset.num_episodes:
+        raise Refused(
+            f"first: {count} episodes of {dataset.num_episodes}: must be from 1 to that many"
+        )
+    return take(dataset, np.arange(count))
+
+
+def marked(dataset: Dataset, expert: bool) -> Dataset:
+    """The same data with `extra["expert"]`, bool [N], set to `expert` in every row: after
+    `concatenate` it tells the expert's rows from the others."""
+    extra = dataset.extra | {"expert": jnp.full(len(dataset), expert)}
+    return dataclasses.replace(dataset, extra=extra)
 
 
 def weighted(dataset: Dataset, weights: Any) -> Dataset:
@@ -474,6 +527,34 @@ def _naming(name: str) -> Iterator[None]:
         raise Refused(f"dataset {name}: {error}") from None
 
 
+def recorded(env: Env, key: jax.Array) -> Dataset:
+    """The data set that an environment makes of itself, by scripts of its own; in compiled code too.
+
+    Such an environment has `record(key, params)`, which gives arrays [episodes, length, ...] by the
+    names of a transition's fields, and others, which become `extra`.
+
+    Raises `Refused` where the environment has none.
+    """
+    if not hasattr(env.inner, "record"):
+        raise Refused(
+            f"{env.id} makes no data set of its own, so give one: --dataset FILE "
+            "(rlzoo data collect RUN --out FILE records one)"
+        )
+    arrays = env.inner.record(key, env.one_params())
+    episodes, length = arrays["reward"].shape
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items()}
+    known = {name: flat.pop(name) for name in Transition._fields}
+    return Dataset(
+        **known,
+        starts=length * jnp.arange(episodes + 1),
+        extra=flat,
+        obs_mean=known["obs"].mean(0),
+        obs_std=known["obs"].std(0),
+        env=env.id,
+        source="its own script",
+    )
+
+
 def save(dataset: Dataset, path: str | Path) -> None:
     """Write a data set as .npz, or as .hdf5 with D4RL's names; `load` gives back the same bits."""
     weights = {} if dataset.weights is None else {"weights": np.asarray(dataset.weights)}
@@ -537,6 +618,37 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
             )
 
 
+def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = None) -> None:
+    """Raise `Refused` where `algorithm` was not given the data that it learns from.
+
+    Args:
+      names: those of the data sets that it needs; none: it needs a single one.
+      discrete: whether actions must be discrete, or continuous; None: either.
+    """
+    if names:
+        found = isinstance(dataset, Mapping) and {*dataset} == {*names}
+    else:
+        found = isinstance(dataset, Dataset)
+    if not found:
+        given = {type(None): "none was given", Dataset: "a single one was given"}.get(
+            type(dataset), f"{' and '.join(dataset or ['none'])} were given"
+        )
+        what = f"data sets called {' and '.join(names)}" if names else "a data set"
+        files = " ".join(f"{name}=FILE" for name in names) or "FILE"
+        raise Refused(
+            f"{algorithm} learns from {what}, but {given}: --dataset {files} "
+            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` records one)"
+        )
+    kinds = {True: "discrete", False: "continuous"}
+    for entry in dataset.values() if names else [dataset]:
+        if discrete is not None and entry.discrete != discrete:
+            hint = "offline_dqn and bc take" if entry.discrete else "iql and bc take"
+            raise Refused(
+                f"{algorithm} needs {kinds[discrete]} actions, but those of the data set are "
+                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; {hint} these"
+            )
+
+
 def _starts(arrays: layouts.Arrays) -> np.ndarray:
     ends = np.flatnonzero(arrays["terminated"] | arrays["truncated"]) + 1
     return np.append(0, ends).astype(np.int32)
@@ -544,14 +656,23 @@ def _starts(arrays: layouts.Arrays) -> np.ndarray:
 
 def _build(arrays: layouts.Arrays, about: dict[str, Any]) -> Dataset:
     mean, std = map(jnp.asarray, _moments(arrays["obs"]))
-    starts = jnp.asarray(_starts(arrays))
+    starts = _starts(arrays)
+    returns = np.add.reduceat(arrays["reward"].astype(np.float64), starts[:-1])
     device: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
     extra = {
         name.removeprefix("extra/"): device.pop(name)
         for name in arrays
         if name not in layouts.NAMES
     }
-    return Dataset(**device, starts=starts, extra=extra, obs_mean=mean, obs_std=std, **about)
+    return Dataset(
+        **device,
+        starts=jnp.asarray(starts),
+        extra=extra,
+        obs_mean=mean,
+        obs_std=std,
+        returns=jnp.asarray(returns, jnp.float32),
+        **about,
+    )
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,6 +98,11 @@ class Env:
         return hasattr(self.action_space, "n")
 
     @property
+    def simulated(self) -> bool:
+        """False where it is known from recorded data alone, so that nothing can be played."""
+        return getattr(self.inner, "simulated", True)
+
+    @property
     def num_actions(self) -> int:
         """Number of discrete actions. Raises `Refused` where actions are continuous."""
         if not self.discrete:
@@ -120,6 +125,11 @@ class Env:
     @property
     def obs_shape(self) -> tuple[int, ...]:
         return self._spec[0].shape
+
+    @property
+    def is_image(self) -> bool:
+        """Whether observations are [height, width, channels], large enough for 3x3 patches."""
+        return len(self.obs_shape) == 3 and min(self.obs_shape[:2]) >= 3
 
     @property
     def obs_dtype(self) -> Any:
@@ -320,7 +330,13 @@ class Env:
     # ---- without auto-reset ----------------------------------------------------------------------
 
     def starts(self, keys: jax.Array) -> tuple:
-        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives."""
+        """(obs, inner) of fresh episodes for `keys` [num_envs], in the dtypes that a step gives.
+        Raises `Refused` where nothing can be played."""
+        if not self.simulated:
+            raise Refused(
+                f"{self.id} is known from its data alone, so nothing can be played there; with "
+                "--env a run gets an environment"
+            )
         starts = self._over_envs(self.inner.reset_env)(keys)
         return jax.tree.map(lambda x, spec: jnp.asarray(x, spec.dtype), starts, self._spec)
 
@@ -376,12 +392,12 @@ class Env:
     def _spec(self) -> tuple:
         """(obs, inner) of one environment after a step, as shapes and dtypes."""
 
-        def one(key: jax.Array) -> tuple:
-            params = self.one_params()
+        def one() -> tuple:
+            key, params = jax.random.key(0), self.one_params()
             _, inner = self.inner.reset_env(key, params)
             return self.inner.step_env(key, inner, self.action_space.sample(key), params)[:2]
 
-        return jax.eval_shape(one, jax.random.key(0))
+        return jax.eval_shape(one)
 
 
 # ---- whole episodes ------------------------------------------------------------------------------

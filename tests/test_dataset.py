@@ -644,7 +644,7 @@ def test_episodes_take_split_top(data):
         and returns.dtype == np.float64
     )
     assert (len(data), data.num_episodes, data.discrete) == (N, 5, True)
-    assert data.nbytes == N * (12 + 4 + 4 + 12 + 1 + 1) + 6 * 4 + 2 * 12
+    assert data.nbytes == N * (12 + 4 + 4 + 12 + 1 + 1) + 6 * 4 + 2 * 12 + 5 * 4
 
     taken = dataset.take(data, [4, 1, 1])
     dataset.validate(taken)
@@ -684,6 +684,82 @@ def test_episodes_take_split_top(data):
     ):
         with pytest.raises(Refused, match=match):
             call()
+
+
+def test_rewards_are_scaled_by_the_range_of_returns(data):
+    returns = dataset.episodes(data).returns
+    np.testing.assert_array_equal(data.returns, returns.astype(np.float32))
+    scale = jax.jit(dataset.reward_scale)(data)
+    assert float(scale) == pytest.approx(1000.0 / (returns.max() - returns.min()), rel=1e-6)
+    scaled = from_arrays(walk() | {"reward": np.asarray(data.reward) * float(scale)})
+    assert np.ptp(dataset.episodes(scaled).returns) == pytest.approx(1000.0, rel=1e-5)
+    flat = from_arrays(walk() | {"reward": np.zeros(N, np.float32)})
+    assert float(dataset.reward_scale(flat)) == 1.0
+    assert float(dataset.reward_scale(data, 1.0)) == pytest.approx(float(scale) / 1000.0)
+
+
+def test_returns_are_summed_in_double_precision():
+    """By float32 sums, 0.01 a step is lost beside 10 million."""
+    count = 2_000
+    reward = np.full(count, 0.01, np.float32)
+    reward[0] = 1e6
+    zero, ends = np.zeros((count, 1), np.float32), np.arange(count) == count - 1
+    arrays = {"obs": zero, "next_obs": zero, "action": zero, "reward": reward}
+    data = from_arrays(arrays | {"terminated": ends, "truncated": ends & False})
+    assert float(data.returns[0]) == pytest.approx(1e6 + 19.99, abs=0.04)
+    assert abs(np.cumsum(reward)[-1] - (1e6 + 19.99)) > 1.0
+
+
+def test_actions_stay_inside():
+    action = jnp.array([-1.0, -0.5, 0.0, 0.99999999, 1.0])
+    got = np.asarray(dataset.clip_actions(action))
+    assert np.abs(got).max() < 1.0 == np.abs(action).max()
+    np.testing.assert_allclose(got, [-0.99999, -0.5, 0.0, 0.99999, 0.99999], rtol=1e-6)
+
+
+def test_the_first_episodes(data):
+    same(dataset.first(data, 3), dataset.take(data, [0, 1, 2]))
+    same(dataset.first(data, 5), data)
+    for count in (0, 6):
+        with pytest.raises(Refused, match=f"first: {count} episodes of 5: must be from 1"):
+            dataset.first(data, count)
+
+
+def test_rows_of_the_expert_are_marked(data):
+    parts = [dataset.marked(dataset.first(data, 2), True), dataset.marked(data, False)]
+    both = dataset.concatenate(parts)
+    expert = np.asarray(both.extra["expert"])
+    assert expert.dtype == bool and expert.tolist() == [True] * 4 + [False] * N
+    dataset.validate(both)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.5, 0.8, 1.0])
+def test_drawing_from_the_top_alone(data, fraction):
+    """The rows that `top` keeps, and each as often as the others."""
+
+    @jax.jit
+    def drawn(fraction, key):
+        preferred = dataset.prefer_top(data, fraction)
+        return dataset.draw(preferred, key, 20_000), preferred.weights
+
+    rows, weights = drawn(fraction, jax.random.key(0))
+    best = dataset.top(data, fraction)
+    kept = {r for e in np.flatnonzero(weights) for r in range(*np.asarray(data.starts)[e : e + 2])}
+    assert sum(dataset.episodes(data).returns[np.flatnonzero(weights)]) == sum(best.returns)
+    counts = np.bincount(rows, minlength=N)
+    assert set(np.flatnonzero(counts)) == kept and len(kept) == len(best)
+    assert stats.chisquare(counts[sorted(kept)]).pvalue > 1e-4
+
+
+def test_seven_percent_of_a_hundred_episodes_are_seven():
+    """0.07 * 100 is 7.000000000000001."""
+    data = from_arrays(walk((1,) * 100, "t" * 100))
+    assert np.ceil(0.07 * 100) == 8
+    assert dataset.top(data, 0.07).num_episodes == 7
+    assert float(dataset.prefer_top(data, 0.07).weights.sum()) == 7
+    assert float(jax.jit(dataset.prefer_top)(data, 0.07).weights.sum()) == 7
+    ties = dataclasses.replace(data, returns=jnp.zeros(100))
+    assert np.flatnonzero(dataset.prefer_top(ties, 0.02).weights).tolist() == [0, 1]
 
 
 def test_concatenate(data):

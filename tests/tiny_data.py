@@ -8,7 +8,7 @@ instead, as if its task went on, so that both ends and episodes of several steps
 import numpy as np
 import probes  # noqa: F401  (registers the environments)
 
-from rlzoo.dataset import Dataset, from_arrays
+from rlzoo.dataset import Dataset, from_arrays, top
 
 EPISODES = 32
 
@@ -30,6 +30,11 @@ def continuous() -> Dataset:
     rows |= {"action": action, "reward": reward.astype(np.float32)}
     env, random = "probe-action-continuous", 1.0 - (1.0 / 3.0 + 1.0 / 4.0)
     return from_arrays(rows, env=env, source="tiny", reference=(random, 1.0))
+
+
+def good(dataset: Dataset) -> Dataset:
+    """The better half of the episodes: an expert's."""
+    return top(dataset, 0.5)
 
 
 def _rows() -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ def _run(
             from rlzoo.run.options import run_folder
 
             if not request.options["out"]:
-                command += ["--out", str(run_folder(source.path.stem, request.config["env"]))]
+                command += ["--out", str(run_folder(source.path.stem, request.place))]
             sys.exit(spread(command, count))
     from rlzoo.run.loop import train
 

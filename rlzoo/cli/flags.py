@@ -148,6 +148,11 @@ class Request(NamedTuple):
     sweep: dict[str, list]
     options: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """What its run is of: the environment, or else the data set."""
+        return self.config["env"] or Path(*self.options["dataset"][:1]).stem or "data"
+
     def members(self, fields: list[Field]) -> int:
         """How many members its largest program has."""
         count = self.options["seeds"]

@@ -96,7 +96,7 @@ class Display:
     def show(self, metrics: dict, members: int) -> None:
         """Remember the score to show: the last evaluation, or until there is one the return of
         training."""
-        name = self.programs[0].algorithm.score
+        name = self.programs[0].score.name
         if name not in metrics:
             name = "train/return"
             if self.evaluated or name not in metrics:

@@ -11,11 +11,10 @@ import numpy as np
 
 from rlzoo import env as environments
 from rlzoo.algorithm import Algorithm, Refused
+from rlzoo.run import learnt
 from rlzoo.run.members import expand_sweep, group_members
-from rlzoo.run.options import parse_dataset
 from rlzoo.run.program import Program, check_precision
 from rlzoo.run.record import Record
-from rlzoo.suites import registry
 
 
 class Loaded(NamedTuple):
@@ -106,30 +105,16 @@ def trained(
         make, Config = module.make, module.Config
     settings = expand_sweep(record.config(Config), record.sweep)
     options = dataclasses.replace(record.options, devices=1)
-    dataset = read_dataset(options.dataset if dataset is None else dataset)
+    data = learnt.read(options.dataset if dataset is None else dataset, options.validation)
     for index, members in enumerate(group_members(settings, options)):
         for place, found in enumerate(members):
             if found.index == member:
-                made = registry.make(found.config.env if env is None else env)
-                program = Program(make, members, made, dataset, options, index)
+                made = learnt.make_env(found.config.env if env is None else env, data)
+                program = Program(make, members, made, data.train, options, index)
                 saved = record.restore(index)
                 if saved is None:
                     raise Refused(f"{record.dir} has no checkpoint for member {member}")
                 state = jax.tree.map(operator.itemgetter(place), program.restore(saved.state))
-                return Trained(made, make(found.config, made, dataset), state)
+                return Trained(made, make(found.config, made, data.train), state)
     count = len(settings) * options.seeds
     raise Refused(f"{record.dir} has no member {member}; it has {count}, counted from 0")
-
-
-def read_dataset(given: Any) -> Any:
-    """A data set, or a mapping of names to data sets, read where it is a file's name.
-
-    Args:
-      given: None, a data set, a file's name, a mapping of names to these, or what --dataset takes:
-        `(file,)` or `(name=file, ...)`.
-    """
-    if given is None or given == ():
-        return None
-    from rlzoo import dataset
-
-    return dataset.load_all(parse_dataset(given) if isinstance(given, tuple) else given)

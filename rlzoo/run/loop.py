@@ -19,9 +19,8 @@ import numpy as np
 
 from rlzoo import machine
 from rlzoo.algorithm import Refused, Stage, clean
-from rlzoo.run import source
+from rlzoo.run import learnt, source
 from rlzoo.run.checkpoints import Saved
-from rlzoo.run.loading import read_dataset
 from rlzoo.run.members import expand_sweep, group_members, swept_values
 from rlzoo.run.options import Options
 from rlzoo.run.program import Program, check_precision
@@ -57,9 +56,10 @@ def train(
     Args:
       make: `make(config, env, dataset) -> Algorithm`.
       config: a `Config` (or the class, for its defaults). Its `env`, also a swept one, is whatever
-        `rlzoo.make` takes.
+        `rlzoo.make` takes, or "" for the data set's own.
       dataset: for algorithms that learn from data: a data set, a file that holds one, or a mapping
-        of names to these. It is handed to `make` as a traced argument.
+        of names to these. It is handed to `make` as a traced argument, without the one called
+        `validation`.
       sweep: field -> values. Values of float fields become members of one program, values of static
         fields programs of their own; several fields give their product.
       options: the fields of `rlzoo.run.options.Options`: seeds, seed, out, resume, eval_every, ...
@@ -73,11 +73,17 @@ def train(
     check_precision()
     config = config() if isinstance(config, type) else config
     chosen = Options.of(dataset=dataset, **options)
+    if dataset is None:
+        chosen = learnt.default(make, chosen)
     config, values, envs = _with_ids(config, swept_values(sweep))
-    settings = expand_sweep(config, values)
+    expand_sweep(config, values)  # checks them before data are read
     if chosen.cache:
         machine.keep_compiled()
-    data = read_dataset(dataset or chosen.dataset)
+    data = learnt.read(chosen.dataset if dataset is None else dataset, chosen.validation)
+    if config.env == "":
+        env = learnt.own_env(source.name_of(make), data)
+        config, envs = dataclasses.replace(config, env=env.id), envs | {env.id: env}
+    settings = expand_sweep(config, values)
     programs = _programs(make, settings, envs, data, chosen)
     swept = {name: list(dict.fromkeys(s.swept[name] for s in settings)) for name in values}
     record = Record.open(make, clean(config), swept, chosen, programs)
@@ -105,7 +111,7 @@ def _with_ids(config: Any, sweep: dict[str, list]) -> tuple[Any, dict[str, list]
 
 
 def _programs(
-    make: Callable, settings: list, given: dict[str, Any], dataset: Any, options: Options
+    make: Callable, settings: list, given: dict[str, Any], data: learnt.Data, options: Options
 ) -> list[Program]:
     """The programs of a run, checked as far as that goes without compiling them.
 
@@ -113,20 +119,17 @@ def _programs(
       given: id of an environment -> what makes it.
     """
     ids = dict.fromkeys(setting.config.env for setting in settings)
-    envs = {id: registry.make(given[id]) for id in ids}
-    if dataset is not None:
-        from rlzoo.dataset import check
-
-        for env in envs.values():
-            check(dataset, env)
+    envs = {id: learnt.make_env(given[id], data) for id in ids}
+    for env in envs.values():
+        learnt.check(data, env)
     programs = []
     for index, members in enumerate(group_members(settings, options)):
         env = envs[members[0].config.env]
-        programs.append(Program(make, members, env, dataset, options, index))
+        programs.append(Program(make, members, env, data.train, options, index, data.validation))
     for program in programs:
         what = f"the training states of {len(program.members)} members (replay included)"
         machine.check_fits(program.state_bytes(), program.devices[0], what)
-    if dataset is not None and not any(program.reads_data() for program in programs):
+    if data.train is not None and not any(program.reads_data() for program in programs):
         name = source.name_of(make)
         raise Refused(f"{name} makes no use of a data set; leave --dataset out")
     return programs

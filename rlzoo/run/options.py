@@ -27,8 +27,10 @@ class Options:
     force: bool = False
     """with --resume: continue under another configuration or layout, and record that"""
     dataset: tuple[str, ...] = ()
-    """data set to learn from, for algorithms that learn offline: .npz, .hdf5 or minari:ID; or
-    several by name: expert=a.npz mixed=b.npz"""
+    """data set to learn from, for algorithms that learn offline: .npz, .hdf5, minari:ID or a name
+    of `rlzoo data list`; or several: expert=a.npz mixed=b.npz. One called validation is held out"""
+    validation: float | None = None
+    """share of the data set's episodes that is held out, for eval/action_mse"""
     eval_every: int | None = None
     """steps between evaluations (default: a twentieth of the run; 0: only at the end)"""
     eval_episodes: int = 32
@@ -93,6 +95,9 @@ class Options:
             if value is not None and not (whole and value >= low):
                 flag = name.replace("_", "-")
                 raise Refused(f"--{flag} is {value!r}; it must be a whole number of at least {low}")
+        held = self.validation
+        if held is not None and not (type(held) in (int, float) and 0 < held < 1):
+            raise Refused(f"--validation is {held!r}; it must be a share of more than 0, below 1")
         if self.seed + self.seeds > 2**32:
             raise Refused(f"--seed {self.seed} is too large: seeds are 32-bit numbers")
         if self.resume and self.out is None:

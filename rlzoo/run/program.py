@@ -7,7 +7,7 @@ does not change the numbers.
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from rlzoo import machine
 from rlzoo.algorithm import Algorithm, Refused, Stage
 from rlzoo.dataset import normalized_score
 from rlzoo.metrics import combine, counted
+from rlzoo.run import learnt
 from rlzoo.run.members import Member
 from rlzoo.run.options import Options
 from rlzoo.run.trees import is_key, named, to_host
@@ -47,6 +48,7 @@ class Program:
         dataset: Any,
         options: Options,
         index: int,
+        validation: Any = None,
     ):
         self.make = make
         self.members = members
@@ -76,7 +78,8 @@ class Program:
             self.put(np.array(column, np.float32)) for column in zip(*leaves, strict=True)
         ]
         self.seeds = self.put(np.array([m.seed for m in everyone], np.uint32))
-        self.dataset = jax.device_put(dataset, NamedSharding(self.mesh, ALL))
+        data = learnt.Data(dataset, validation)
+        self.data = jax.device_put(data, NamedSharding(self.mesh, ALL))
         # --- the algorithm ---
         settings = {id(member.config): member.config for member in members}
         made = [make(config, env, dataset) for config in settings.values()]  # checks real floats
@@ -85,7 +88,7 @@ class Program:
         self.calls = sum(stage.calls for stage in self.stages)
         self.steps = sum(stage.calls * stage.steps_per_call for stage in self.stages)
         """Steps that a member makes, if no stage ends early."""
-        self.state_spec = jax.eval_shape(self._init, self.seeds, self.leaves, dataset)
+        self.state_spec = jax.eval_shape(self._init, self.seeds, self.leaves, data)
         self.compiled: dict[str, float] = {}
         """Seconds that compiling each function took."""
         self._executables: dict[tuple, Any] = {}
@@ -112,25 +115,25 @@ class Program:
 
     # -- functions of stacked members --
 
-    def _each(self, function: Callable, *batched: Any, leaves: list, dataset: Any) -> Any:
+    def _each(self, function: Callable, *batched: Any, leaves: list, data: Any) -> Any:
         """Map `function(algorithm, *one member's slices)` over the members on this device."""
 
         def one(leaves: list, *args: Any) -> Any:
             config = jax.tree.unflatten(self.treedef, leaves)
-            return function(self.make(config, self.env, dataset), *args)
+            return function(self.make(config, self.env, data.train), *args)
 
         if jax.tree.leaves((batched, leaves))[0].shape[0] == 1:  # no batch axis inside the program
             alone = one(*jax.tree.map(lambda x: x[0], (leaves, *batched)))
             return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
         return jax.vmap(one)(leaves, *batched)
 
-    def _init(self, seeds: Any, leaves: Any, dataset: Any) -> Any:
+    def _init(self, seeds: Any, leaves: Any, data: Any) -> Any:
         def init(alg: Algorithm, seed: Any) -> Any:
             return alg.init(jax.random.key(seed))
 
-        return self._each(init, seeds, leaves=leaves, dataset=dataset)
+        return self._each(init, seeds, leaves=leaves, data=data)
 
-    def _step(self, stage: int, states: Any, leaves: Any, dataset: Any, t: Any) -> tuple:
+    def _step(self, stage: int, states: Any, leaves: Any, data: Any, t: Any) -> tuple:
         """One call for every member: states, and metrics with their counts."""
 
         def run(alg: Algorithm, state: Any) -> tuple:
@@ -138,7 +141,7 @@ class Program:
             state, metrics = step(state, t)  # type: ignore[misc]
             return state, {name: counted(metric) for name, metric in metrics.items()}
 
-        return self._each(run, states, leaves=leaves, dataset=dataset)
+        return self._each(run, states, leaves=leaves, data=data)
 
     def _chunk(
         self,
@@ -147,12 +150,12 @@ class Program:
         totals: Any,
         frozen: Any,
         leaves: Any,
-        dataset: Any,
+        data: Any,
         start: Any,
         stop: Any,
     ) -> Any:
         """Calls `start` to `stop`: states, totals, who has ended, and whose policy is finite."""
-        each = functools.partial(self._each, leaves=leaves, dataset=dataset)
+        each = functools.partial(self._each, leaves=leaves, data=data)
         until = self.stages[stage].until
 
         def keep(old: Any, new: Any) -> Any:
@@ -163,7 +166,7 @@ class Program:
 
         def body(t: Any, carry: Any) -> Any:
             states, totals = carry
-            after, metrics = self._step(stage, states, leaves, dataset, t)
+            after, metrics = self._step(stage, states, leaves, data, t)
             added = {name: combine(totals[name], metric) for name, metric in metrics.items()}
             return keep(states, after), keep(totals, added)
 
@@ -179,9 +182,9 @@ class Program:
             frozen = frozen | (asked & each(ended, states))
         return states, totals, frozen, each(finite, states)
 
-    def _evaluate(self, states: Any, seeds: Any, leaves: Any, dataset: Any, step: Any) -> Any:
+    def _evaluate(self, states: Any, seeds: Any, leaves: Any, data: Any, step: Any) -> Any:
         """Metrics of the policies as they are: of rollouts, and what the algorithm adds."""
-        each = functools.partial(self._each, leaves=leaves, dataset=dataset)
+        each = functools.partial(self._each, leaves=leaves, data=data)
 
         def key_of(seed: Any) -> Any:
             return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EVALUATION), step)
@@ -190,10 +193,15 @@ class Program:
             metrics = alg.evaluate(state, jax.random.fold_in(key, 1))  # type: ignore[misc]
             return {name: counted(metric) for name, metric in metrics.items()}
 
+        def judge(alg: Algorithm, state: Any, key: Any) -> Any:
+            return learnt.action_error(alg, state, data.validation, jax.random.fold_in(key, 2))
+
         keys = jax.vmap(key_of)(seeds)
         metrics: dict[str, Any] = {}
-        if self.algorithm.rollouts:
+        if self.rolls:
             metrics |= self._rollouts(states, keys, each)
+        if data.validation is not None:
+            metrics[learnt.metric(data.validation)] = each(judge, states, keys)
         if self.algorithm.evaluate:
             added = each(add, states, keys)
             metrics |= {name: metric.value / metric.count for name, metric in added.items()}
@@ -229,10 +237,25 @@ class Program:
         episode_keys = jax.vmap(lambda key: jax.random.split(key, self.episodes))(keys)
         returns, lengths = environments.episodes(self.env, act, memory, flat(episode_keys))
         metrics = {"eval/return": fold(returns).mean(1), "eval/length": fold(lengths).mean(1)}
-        scored = next((data for data in _datasets(self.dataset) if data.reference), None)
+        sets = self.data.by_name().values()
+        scored = next((x for x in sets if x.reference), None)
         if scored is not None:
             metrics["eval/score"] = normalized_score(scored, metrics["eval/return"])
         return metrics
+
+    @property
+    def rolls(self) -> bool:
+        """Whether evaluation plays the policy in the environment."""
+        return self.algorithm.rollouts and self.env.simulated
+
+    @property
+    def score(self) -> learnt.Score:
+        """What the members are judged by: held-out actions where the algorithm wants returns and
+        there are none."""
+        held_out = self.data.validation
+        if held_out is None or self.rolls or self.algorithm.score not in learnt.OF_ROLLOUTS:
+            return learnt.Score(self.algorithm.score, self.algorithm.lower_is_better)
+        return learnt.Score(learnt.metric(held_out), True)
 
     # -- what is read --
 
@@ -241,14 +264,14 @@ class Program:
         if any(stage.enter or stage.until for stage in self.stages):
             return True  # the host may read it
 
-        def evaluate(states: Any, leaves: Any, dataset: Any) -> Any:
+        def evaluate(states: Any, leaves: Any, data: Any) -> Any:
             def added(alg: Algorithm, state: Any) -> Any:
                 return alg.evaluate(state, jax.random.key(0)) if alg.evaluate else ()
 
-            return self._each(added, states, leaves=leaves, dataset=dataset)
+            return self._each(added, states, leaves=leaves, data=data)
 
-        def step(stage: int, states: Any, leaves: Any, dataset: Any) -> Any:
-            return self._step(stage, states, leaves, dataset, jnp.int32(0))
+        def step(stage: int, states: Any, leaves: Any, data: Any) -> Any:
+            return self._step(stage, states, leaves, data, jnp.int32(0))
 
         steps: list[Callable] = [
             functools.partial(step, stage) for stage in range(len(self.stages))
@@ -258,10 +281,10 @@ class Program:
         )
 
     def _reads(self, function: Callable, state: Any) -> bool:
-        """Whether `function(state, leaves, dataset)` reads an array of the data set."""
-        program = jax.make_jaxpr(function)(state, self.leaves, self.dataset).jaxpr
+        """Whether `function(state, leaves, data)` reads an array of the data set."""
+        program = jax.make_jaxpr(function)(state, self.leaves, self.data).jaxpr
         _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
-        return any(read[-len(jax.tree.leaves(self.dataset)) :])
+        return any(read[-len(jax.tree.leaves(self.data)) :])
 
     # -- compiled --
 
@@ -307,7 +330,7 @@ class Program:
     def init(self) -> Any:
         """The states of all members at the start."""
         specs = (MEMBERS, MEMBERS, ALL)
-        return self._compiled("init", self._init, (self.seeds, self.leaves, self.dataset), specs)
+        return self._compiled("init", self._init, (self.seeds, self.leaves, self.data), specs)
 
     def chunk(
         self, stage: int, states: Any, totals: Any, frozen: Any, start: int, stop: int
@@ -316,11 +339,11 @@ class Program:
 
         Returns states, metric totals, who has ended the stage, and whether each policy is finite.
         """
-        data = (self.leaves, self.dataset, np.int32(start), np.int32(stop))
+        given = (self.leaves, self.data, np.int32(start), np.int32(stop))
         return self._compiled(
             f"chunk {stage}",
             functools.partial(self._chunk, stage),
-            (states, totals, frozen, *data),
+            (states, totals, frozen, *given),
             (MEMBERS, MEMBERS, MEMBERS, MEMBERS, ALL, ALL, ALL),
             donate=(0, 1),
         )
@@ -332,7 +355,7 @@ class Program:
             self.totals(stage),
             self.nobody(),
             self.leaves,
-            self.dataset,
+            self.data,
             np.int32(0),
             np.int32(1),
         )
@@ -341,14 +364,14 @@ class Program:
 
     def evaluate(self, states: Any, step: int) -> dict[str, np.ndarray]:
         """Metrics of an evaluation after `step` steps, [members] each."""
-        args = (states, self.seeds, self.leaves, self.dataset, np.uint32(step % 2**32))
+        args = (states, self.seeds, self.leaves, self.data, np.uint32(step % 2**32))
         specs = (MEMBERS, MEMBERS, MEMBERS, ALL, ALL)
         return self.to_host(self._compiled("evaluate", self._evaluate, args, specs))
 
     def totals(self, stage: int, saved: dict | None = None) -> dict[str, Any]:
         """The metrics of a stage with nothing counted yet, or as `saved` in a checkpoint."""
         if stage not in self._metrics:
-            args = (self.state_spec, self.leaves, self.dataset, jnp.int32(0))
+            args = (self.state_spec, self.leaves, self.data, jnp.int32(0))
             self._metrics[stage] = jax.eval_shape(functools.partial(self._step, stage), *args)[1]
         spec = self._metrics[stage]
         if saved:
@@ -475,13 +498,6 @@ def _stages(algorithm: Algorithm, config: Any) -> list[Stage]:
             evaluate=True,
         )
     ]
-
-
-def _datasets(dataset: Any) -> list[Any]:
-    """The data sets that a run was given: none, one, or several by name."""
-    if dataset is None:
-        return []
-    return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -64,8 +64,8 @@ class Record:
             "env": registry.short(config.env),
             "config": dataclasses.asdict(config),
             "score": {
-                "name": programs[0].algorithm.score,
-                "lower_is_better": programs[0].algorithm.lower_is_better,
+                "name": programs[0].score.name,
+                "lower_is_better": programs[0].score.lower_is_better,
             },
             "sweep": sweep,
             "options": {

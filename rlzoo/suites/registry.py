@@ -147,6 +147,8 @@ def _by_name(id: str, name: str, options: dict[str, Any]) -> Any:
         )
     if _FILE.fullmatch(name):
         return _construct(id, _find(name, files.load(name.rpartition(":")[0])), options)
+    if name.startswith("data:"):
+        raise Refused(f"{name} is known from its data set alone: give that too, --dataset FILE")
     if name.startswith("brax/"):
         return brax.make(name, options)
     if prefix in adapters.BY_PREFIX:
