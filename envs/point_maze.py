@@ -35,7 +35,7 @@ class State(environment.EnvState):
 class Params(environment.EnvParams):
     max_steps_in_episode: int = 200
     jitter: float = 0.25
-    """start and goal are uniform within this distance of their cells' centres, along each axis"""
+    """start and goal are uniform within this distance of their cells' centers, along each axis"""
     dt: float = 0.01
     """seconds"""
     gear: float = 100.0
@@ -65,7 +65,7 @@ ROUTES = (
     Route(((1, 1), (2, 1), (2, 4))),
     Route(((1, 1), (2, 1), (2, 4)), wander=True),
 )
-"""Of the paper's data: two go down and stop, two reach the goal by a detour. None does both well."""
+"""of the paper's data: two go down and stop, two reach the goal by a detour; none does both well"""
 EXPERT = Route(((2, 4),), to_goal=True)
 """straight to the goal"""
 
@@ -295,7 +295,7 @@ class PointMaze(environment.Environment):
         reached = near & (slow | (final & wander)) & ~driver.over
         leg = jnp.where(reached & ~final, driver.leg + 1, driver.leg)
         goal, goal_cell = goals[leg], goal_cells[leg]
-        # --- a new sub-goal: first to the centre of the next cell on the way ---
+        # --- a new sub-goal: first to the center of the next cell on the way ---
         here = self.cell(state.position)
         first = next_cells[goal_cell, here[0] * columns + here[1]]
         new = (t == 0) | (leg != driver.leg)
@@ -313,7 +313,7 @@ class PointMaze(environment.Environment):
 def ways(grid: np.ndarray) -> np.ndarray:
     """The next cell on a shortest way: int32 [goals, cells], cells counted along the rows.
 
-    At the goal itself it is the first free neighbour.
+    At the goal itself it is the first free neighbor.
     """
     columns = grid.shape[1]
     free = [(row, column) for row, column in np.argwhere(~grid)]
@@ -323,13 +323,13 @@ def ways(grid: np.ndarray) -> np.ndarray:
         queue = [goal]
         for row, column in queue:
             for down, right in MOVES:
-                neighbour = (row + down, column + right)
-                if not grid[neighbour] and neighbour not in distance:
-                    distance[neighbour] = distance[row, column] + 1
-                    queue.append(neighbour)
+                neighbor = (row + down, column + right)
+                if not grid[neighbor] and neighbor not in distance:
+                    distance[neighbor] = distance[row, column] + 1
+                    queue.append(neighbor)
         for row, column in distance:
-            neighbours = [(row + down, column + right) for down, right in MOVES]
-            reachable = [cell for cell in neighbours if cell in distance]
+            neighbors = [(row + down, column + right) for down, right in MOVES]
+            reachable = [cell for cell in neighbors if cell in distance]
             best = min(reachable, key=distance.__getitem__, default=(row, column))
             table[goal[0] * columns + goal[1], row * columns + column] = best[0] * columns + best[1]
     return table
