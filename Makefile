@@ -14,9 +14,8 @@ test-all: lint               ## everything: lint, types, slow proofs, a smoke su
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout 1800
 	$(BIN)/python scripts/check_interpreters.py
 
-lint: .venv/ready            ## checks, format, types and the goals of our style
+lint: .venv/ready            ## checks, format and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python scripts/check_style.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlzoo needs Python 3.11 or newer; try: make PYTHON=python3.12 " + "$(MAKECMDGOALS)")'

@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+Array = jax.Array
 MOVES = ((0, 1), (0, -1), (-1, 0), (1, 0))
 """(row, column) steps; of equally short ways the one that comes first here is taken"""
 LEGS = 3
@@ -21,13 +22,13 @@ LEGS = 3
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
+    time: Array
     """steps made"""
-    position: jax.Array
+    position: Array
     """float32 [2], in cells; (0, 0) is the middle of the map, y points up"""
-    velocity: jax.Array
+    velocity: Array
     """float32 [2], per second"""
-    goal: jax.Array
+    goal: Array
     """float32 [2]; it is not observed"""
 
 
@@ -73,12 +74,12 @@ EXPERT = Route(((2, 4),), to_goal=True)
 class Driver(NamedTuple):
     """The memory of a scripted driver."""
 
-    leg: jax.Array
-    over: jax.Array
+    leg: Array
+    over: Array
     """bool: the last sub-goal was reached"""
-    cell: jax.Array
+    cell: Array
     """int32: where the next waypoint is"""
-    waypoint: jax.Array
+    waypoint: Array
     """float32 [2]"""
 
 
@@ -142,7 +143,7 @@ class PointMaze(environment.Environment):
         y = (rows - 1) / 2 - cell[..., 0]
         return (np if isinstance(cell, np.ndarray) else jnp).stack([x, y], axis=-1)
 
-    def cell(self, position: jax.Array) -> jax.Array:
+    def cell(self, position: Array) -> Array:
         """(row, column) of the cell that a position [..., 2] is in: int32 [..., 2]."""
         rows, columns = self.grid.shape
         row = jnp.floor(rows / 2 - position[..., 1])
@@ -151,14 +152,14 @@ class PointMaze(environment.Environment):
 
     # ---- the environment -------------------------------------------------------------------------
 
-    def reset_env(self, key: jax.Array, params: Params) -> tuple:
+    def reset_env(self, key: Array, params: Params) -> tuple:
         cells = self.center(np.array([self.start, self.goal]))
         noise = jax.random.uniform(key, (2, 2), minval=-params.jitter, maxval=params.jitter)
         position, goal = jnp.float32(cells) + noise
         state = State(jnp.int32(0), position, jnp.zeros(2), goal)
         return self.get_obs(state), state
 
-    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> tuple:
+    def step_env(self, key: Array, state: State, action: Array, params: Params) -> tuple:
         position, velocity = self.move(state.position, state.velocity, action, params)
         state = State(state.time + 1, position, velocity, state.goal)
         reward = jnp.exp(-jnp.linalg.norm(position - state.goal))
@@ -186,13 +187,13 @@ class PointMaze(environment.Environment):
         position = jnp.where(touches, nearest[wall] + radius * normal, position)
         return position, jnp.where(touches, velocity - inward * normal, velocity)
 
-    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.concatenate([state.position, state.velocity])
 
-    def is_terminated(self, state: State, params: Params) -> jax.Array:
+    def is_terminated(self, state: State, params: Params) -> Array:
         return jnp.bool_(False)
 
-    def is_truncated(self, state: State, params: Params) -> jax.Array:
+    def is_truncated(self, state: State, params: Params) -> Array:
         return state.time >= params.max_steps_in_episode
 
     def render(self, state: State, params: Params) -> Any:
@@ -214,11 +215,11 @@ class PointMaze(environment.Environment):
 
     def record(
         self,
-        key: jax.Array,
+        key: Array,
         params: Params,
         episodes: int = 250,
         routes: tuple[Route, ...] = ROUTES,
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Array]:
         """Whole episodes of scripted drivers, `episodes` of each route, one after the other.
 
         Returns: obs, action, reward, next_obs, terminated, truncated and group (the route's
@@ -249,7 +250,7 @@ class PointMaze(environment.Environment):
         goal_cells = cells[:, 0] * self.grid.shape[1] + cells[:, 1]
         steps = params.max_steps_in_episode
 
-        def step(carry: tuple, t: jax.Array) -> tuple:
+        def step(carry: tuple, t: Array) -> tuple:
             state, driver = carry
             way_key, random_key, step_key = jax.random.split(jax.random.fold_in(key, t), 3)
             driver = self._steer(way_key, t, state, driver, goals, goal_cells, last, wander)
@@ -285,7 +286,7 @@ class PointMaze(environment.Environment):
         columns = self.grid.shape[1]
         next_cells = jnp.asarray(self.next_cells)
 
-        def center(cell: jax.Array) -> jax.Array:
+        def center(cell: Array) -> Array:
             return self.center(jnp.stack(jnp.divmod(cell, columns)))
 
         # --- is the sub-goal reached? ---

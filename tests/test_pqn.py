@@ -62,7 +62,7 @@ def test_lambda_returns_are_the_plain_loop(kind):
         right = returns_reference(reward, next_value, terminated, done, GAMMA, lam)
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
         if kind in ("truncated", "both"):
-            # Masking the bootstrap with `done` is the bug this guards against; nor may traces go on.
+            # The bug this guards against masks the bootstrap with `done`. Nor may traces go on.
             masked = returns_reference(reward, next_value, done, done, GAMMA, lam)
             assert np.abs(found - masked).max() > 0.1
             going_on = returns_reference(reward, next_value, terminated, terminated, GAMMA, lam)
