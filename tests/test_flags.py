@@ -104,7 +104,8 @@ def test_own_config_classes(text, default, tmp_path, monkeypatch, capsys):
     """Every field has its flag, whatever the class is made of."""
     monkeypatch.syspath_prepend(tmp_path)
     base = f"import rlzoo\n@rlzoo.config\nclass Base:{PLAIN}\n"
-    other = "@rlzoo.config\nclass Other(Base):\n    more: int = rlzoo.static(3)\n    '''what more is'''\n"
+    more = "    more: int = rlzoo.static(3)\n    '''what more is'''\n"
+    other = f"@rlzoo.config\nclass Other(Base):\n{more}"
     (tmp_path / "base.py").write_text(base + other)
     monkeypatch.delitem(sys.modules, "base", raising=False)
     found = source(tmp_path, text)

@@ -101,20 +101,20 @@ def expectile(x, tau):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     return learn(iql.make, dataclasses.replace(SMALL, total_steps=1500, expectile=0.9), bandit())
 
 
-def test_values_of_a_bandit_are_expectiles(learnt):
+def test_values_of_a_bandit_are_expectiles(learned):
     exact = expectile(2 * ACTIONS, 0.9)
     assert 0.9 < exact < 1.1  # far from the mean, 0, and from the maximum, 2
-    found = newest(learnt.metrics, "train/v")
+    found = newest(learned.metrics, "train/v")
     np.testing.assert_allclose(found, exact, atol=0.1)
 
 
-def test_policy_of_a_bandit_is_the_weighted_mean(learnt):
+def test_policy_of_a_bandit_is_the_weighted_mean(learned):
     obs = jnp.ones(1)
-    found = float(learnt.alg.act(learnt.alg.policy(learnt.state), obs, None)[0])
+    found = float(learned.alg.act(learned.alg.policy(learned.state), obs, None)[0])
     weight = np.minimum(np.exp(3 * (2 * ACTIONS - expectile(2 * ACTIONS, 0.9))), 100)
     exact = (weight * ACTIONS).sum() / weight.sum()
     assert exact > 0.7  # the mean of the data is 0

@@ -1,4 +1,4 @@
-"""ReCOIL: its losses against NumPy, the programs that they come from on tables, small imitations."""
+"""ReCOIL: its losses against NumPy, the programs they come from on tables, small imitations."""
 
 import dataclasses
 
@@ -218,7 +218,7 @@ def sets():
 
 
 def test_which_data_move_values_and_actor():
-    """The labelled pairs move neither with `released`; they do with `mixture`."""
+    """The labeled pairs move neither with `released`; they do with `mixture`."""
     env, given = rlzoo.make(ENV), sets()
     other = given | {"expert": given["expert"].replace(obs=given["expert"].obs + 1.0)}
 

@@ -95,13 +95,13 @@ def test_observations_are_standardized():
     from rlzoo import dataset
 
     data = dataset.concatenate([first, second])
-    learnt = learn(td3_bc.make, dataclasses.replace(SMALL, alpha=0.0), data)
+    learned = learn(td3_bc.make, dataclasses.replace(SMALL, alpha=0.0), data)
     obs = jnp.array([[1000.0], [1002.0]])
-    policy = learnt.alg.policy(learnt.state)
-    np.testing.assert_allclose(learnt.alg.act(policy, obs, None)[:, 0], [0.5, -0.5], atol=0.1)
+    policy = learned.alg.policy(learned.state)
+    np.testing.assert_allclose(learned.alg.act(policy, obs, None)[:, 0], [0.5, -0.5], atol=0.1)
     np.testing.assert_allclose(policy.stats.std, 1.001, rtol=1e-3)
     other = td3_bc.make(SMALL, rlzoo.make(ENV), bandit())
-    np.testing.assert_array_equal(other.act(policy, obs, None), learnt.alg.act(policy, obs, None))
+    np.testing.assert_array_equal(other.act(policy, obs, None), learned.alg.act(policy, obs, None))
 
 
 @pytest.fixture(scope="module")

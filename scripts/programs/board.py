@@ -74,7 +74,7 @@ def positions() -> tuple[np.ndarray, np.ndarray]:
     return boards, np.array(list(known.values()), np.float32)
 
 
-def distil(loss: str, seeds: int) -> np.ndarray:
+def distill(loss: str, seeds: int) -> np.ndarray:
     """How good the greedy moves on held-out positions are, after learning the values of the others.
 
     Returns [seeds, 2]: the share where the greedy move is one of the best, and by how much it is
