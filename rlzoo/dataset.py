@@ -550,6 +550,7 @@ def recorded(env: Env, key: jax.Array) -> Dataset:
         extra=flat,
         obs_mean=known["obs"].mean(0),
         obs_std=known["obs"].std(0),
+        returns=arrays["reward"].sum(1),
         env=env.id,
         source="its own script",
     )

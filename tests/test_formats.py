@@ -260,11 +260,14 @@ def test_d4rl_v2(tmp_path, capsys):
         file["metadata/policy/fc0/weight"] = np.zeros((4, 4))
         file["metadata/policy/fc0/bias"] = np.zeros(4)
     got = dataset.load(tmp_path / "hopper.hdf5")
-    same(dataclasses.replace(got, source=""), from_arrays(arrays))
+    same(dataclasses.replace(got, source="", reference=None), from_arrays(arrays))
+    said = capsys.readouterr().err
     assert (
         "note: left out: infos/ (2 arrays), metadata/algorithm, metadata/policy/fc0/ (2 arrays)"
-        in capsys.readouterr().err
+        in said
     )
+    assert got.reference == (-20.272305, 3234.3)
+    assert "hopper.hdf5: scores of 0 and 100 are D4RL's returns of -20.2723 and 3234.3" in said
     said = dataset.load(tmp_path / "hopper.hdf5", names={"reward": "infos/action_log_probs"})
     assert not said.reward.any()
     with h5py.File(tmp_path / "hopper.hdf5", "a") as file:
@@ -273,7 +276,41 @@ def test_d4rl_v2(tmp_path, capsys):
     with pytest.raises(Refused, match=r"no array is called terminated .*there are: .*infos/ \(4"):
         dataset.load(tmp_path / "hopper.hdf5")
     got = dataset.load(tmp_path / "hopper.hdf5", names={"terminated": "infos/over"})
-    same(dataclasses.replace(got, source=""), from_arrays(arrays))
+    same(dataclasses.replace(got, source="", reference=None), from_arrays(arrays))
+
+
+def test_references_of_d4rl(tmp_path, capsys):
+    """100 * (1000 + 20.272305) / (3234.3 + 20.272305) is 31.349... for hopper."""
+    import h5py
+
+    for name, task in {
+        "hopper-medium-v2": "hopper",
+        "hopper_medium_replay-v2.hdf5": "hopper",
+        "halfcheetah-random-v2": "halfcheetah",
+        "Ant_maze_umaze_noisy_multistart_False.hdf5": "antmaze",
+        "antmaze-large-play-v0": "antmaze",
+        "ant-expert-v2": "ant",
+        "mini_kitchen_microwave_kettle_light_slider-v0.hdf5": "kitchen",
+        "pen-v0_demos_clipped.hdf5": "pen",
+    }.items():
+        assert formats.d4rl_reference(name) == formats.D4RL_REFERENCES[task], name
+    for name in ("hoppers-medium-v2", "my-hopper-v2", "", "Pendulum-v1"):
+        assert formats.d4rl_reference(name) is None
+    arrays = walk(discrete=False)
+    with h5py.File(tmp_path / "hopper_medium-v2.hdf5", "w") as file:
+        for name, x in arrays.items():
+            file[formats.D4RL[name]] = x
+    data = dataset.load(tmp_path / "hopper_medium-v2.hdf5")
+    assert dataset.normalized_score(data, 1000.0) == pytest.approx(31.3489, abs=1e-4)
+    # written again, it keeps them; files of our own are not taken for D4RL's
+    dataset.save(data, tmp_path / "a.npz")
+    assert dataset.load(tmp_path / "a.npz").reference == data.reference
+    dataset.save(from_arrays(arrays, source="mine"), tmp_path / "hopper-mine.hdf5")
+    np.savez(tmp_path / "hopper-other.npz", **arrays)
+    capsys.readouterr()
+    for mine in ("hopper-mine.hdf5", "hopper-other.npz"):
+        assert dataset.load(tmp_path / mine).reference is None
+    assert "D4RL" not in capsys.readouterr().err
 
 
 def test_minari_by_its_place(tmp_path, monkeypatch, command):  # noqa: F811

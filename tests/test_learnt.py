@@ -11,6 +11,7 @@ import numpy as np
 import probes  # noqa: F401  (registers the probe environments)
 import pytest
 import tiny_data
+import toy
 
 import rlzoo
 from rlzoo import Refused, dataset
@@ -114,6 +115,11 @@ def test_no_data_are_refused_with_what_to_do(tmp_path):
         Refused, match=r"test_learnt learns from a data set and none was given.*list"
     ):
         go(tmp_path / "a", None)
+
+
+def test_an_empty_name_is_none_where_nothing_is_learnt_from_data(tmp_path):
+    with pytest.raises(Refused, match="unknown environment ''"):
+        rlzoo.train(toy.make, toy.Config(env=""), out=str(tmp_path / "a"), **TINY)
 
 
 @pytest.mark.parametrize("discrete", [True, False])

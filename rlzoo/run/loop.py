@@ -80,7 +80,7 @@ def train(
     if chosen.cache:
         machine.keep_compiled()
     data = learnt.read(chosen.dataset if dataset is None else dataset, chosen.validation)
-    if config.env == "":
+    if config.env == "" and (data.train is not None or type(config)().env == ""):
         env = learnt.own_env(source.name_of(make), data)
         config, envs = dataclasses.replace(config, env=env.id), envs | {env.id: env}
     settings = expand_sweep(config, values)
