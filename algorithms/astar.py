@@ -126,8 +126,10 @@ def value_target(costs, next_value, next_goal, goal):
     costs [num_actions], next_value [n, num_actions], next_goal bool [n, num_actions], goal bool [n]
     -> [n].
     """
-    next_value = jnp.where(next_goal, 0.0, jnp.maximum(next_value, 0.0))
-    return jnp.where(goal, 0.0, (costs + next_value).min(axis=-1))
+    next_value = jnp.maximum(next_value, 0.0)
+    next_value = jnp.where(next_goal, 0.0, next_value)
+    value = (costs + next_value).min(axis=-1)
+    return jnp.where(goal, 0.0, value)
 
 
 def value_loss(params, variables, states, targets, network):
@@ -141,7 +143,10 @@ def value_loss(params, variables, states, targets, network):
     value, target = targets(output)
     chex.assert_equal_shape([value, target])
     loss = ((value - target) ** 2).mean()
-    metrics = {"loss/value": loss, "train/value": value.mean()}
+    metrics = {
+        "loss/value": loss,
+        "train/value": value.mean(),
+    }
     return loss, (metrics, batch_stats)
 
 
@@ -211,9 +216,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             next_states = puzzle.apply_all(states)
 
             # --- 3. compute targets ---
-            next_value = values(state.target_params, next_states)[..., 0] * (state.copies > 0)
+            next_value = values(state.target_params, next_states)[..., 0]
+            next_value = next_value * (state.copies > 0)
             next_goal = puzzle.is_goal(next_states)
-            target = value_target(costs, next_value, next_goal, puzzle.is_goal(states))
+            goal = puzzle.is_goal(states)
+            target = value_target(costs, next_value, next_goal, goal)
             return output[:, 0], target
 
         return state, states, targets
@@ -235,11 +242,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             params, state.variables, states, targets, values
         )
         updates, opt_state = optimizer.update(grads, state.opt_state)
-        rate = config.learning_rate * 2.0 ** (-t * batch_size / config.halving_steps)
-        params = optax.apply_updates(params, optax.tree.scale(-rate, updates))
+        halvings = t * batch_size / config.halving_steps
+        rate = config.learning_rate * 2.0**-halvings
+        updates = optax.tree.scale(-rate, updates)
+        params = optax.apply_updates(params, updates)
         variables = {"params": params, **batch_stats}
-        state = state.replace(variables=variables, opt_state=opt_state)
-        return state.replace(loss=metrics["loss/value"]), metrics
+        state = state.replace(
+            variables=variables,
+            opt_state=opt_state,
+            loss=metrics["loss/value"],
+        )
+        return state, metrics
 
     def copy_to_target(state, t):
         """Step 5, if the last loss was small."""
@@ -247,7 +260,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         target_params = jax.tree.map(
             functools.partial(jnp.where, good), state.variables, state.target_params
         )
-        return state.replace(target_params=target_params, copies=state.copies + good), {}
+        copies = state.copies + good
+        return state.replace(target_params=target_params, copies=copies), {}
 
     def step(state, t):
         key, sample_key = jax.random.split(state.key)
@@ -256,12 +270,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             state, states, targets = sample(state, sample_key)
             return update(state, t, states, targets)
 
-        branches = [functools.partial(learn, sample) for sample in (scramble_moves, bootstrapped)]
-        state, metrics = jax.lax.cond(t < warmup_calls, *branches, state)
+        state, metrics = jax.lax.cond(
+            t < warmup_calls,
+            functools.partial(learn, scramble_moves),
+            functools.partial(learn, bootstrapped),
+            state,
+        )
 
         copy = functools.partial(copy_to_target, t=t)
         state, _ = rlzoo.when((t + 1) % target_every == 0, copy, state)
-        return state.replace(key=key), metrics | {"train/copies": rlzoo.last(state.copies)}
+        metrics["train/copies"] = rlzoo.last(state.copies)
+        return state.replace(key=key), metrics
 
     def greedy(variables, states):
         """The action with the smallest cost and J of the next state [n]."""
@@ -272,23 +291,30 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def evaluate(state, key):
         """Follow the greedy actions from 30 depths spread evenly, 10 states of each."""
-        depth = jnp.linspace(1, longest, 30).round().astype(jnp.int32)
-        states = puzzle.scramble(key, jnp.repeat(depth, 10), longest)
+        depth = jnp.linspace(1, longest, 30)
+        depth = jnp.repeat(depth.round().astype(jnp.int32), 10)
+        states = puzzle.scramble(key, depth, longest)
 
         def move(i, states):
-            next_states = puzzle.apply(states, greedy(state.variables, states))
-            return jnp.where(puzzle.is_goal(states)[:, None], states, next_states)
+            action = greedy(state.variables, states)
+            next_states = puzzle.apply(states, action)
+            at_goal = puzzle.is_goal(states)[:, None]
+            return jnp.where(at_goal, states, next_states)
 
         end = jax.lax.fori_loop(0, config.eval_moves, move, states)
         value = values(state.variables, states)[:, 0]
-        return {"eval/solved": puzzle.is_goal(end).mean(), "eval/value": value.mean()}
+        return {
+            "eval/solved": puzzle.is_goal(end).mean(),
+            "eval/value": value.mean(),
+        }
 
     def policy(state):
         return Policy(state.variables)
 
     def act(policy, obs, key):
         states = puzzle.states_of(obs).reshape(-1, puzzle.size)
-        return greedy(policy.variables, states).reshape(obs.shape[:-1])
+        action = greedy(policy.variables, states)
+        return action.reshape(obs.shape[:-1])
 
     return rlzoo.Algorithm(
         init,
@@ -365,8 +391,10 @@ def parts(puzzle, values, weight, deferred):
         """Make all children of each node."""
         parents, valid = search.look_up(progress, puzzle, entries)
         states = puzzle.apply_all(parents).reshape(-1, puzzle.size)
-        cost = (progress.closed.cost[entries.node][:, None] + costs).ravel()
-        progress = progress._replace(generated=progress.generated.plus(valid.sum() * num_actions))
+        parent_cost = progress.closed.cost[entries.node][:, None]
+        cost = (parent_cost + costs).ravel()
+        generated = progress.generated.plus(valid.sum() * num_actions)
+        progress = progress._replace(generated=generated)
         return progress, entries, states, cost, jnp.repeat(valid, num_actions)
 
     def close(progress, entries, states, cost, valid):
@@ -381,7 +409,8 @@ def parts(puzzle, values, weight, deferred):
     def evaluate(progress, entries, states, cost, node, wanted):
         """Ask the network."""
         value = search.evaluate(values, states, wanted, min(len(states), 1024))
-        progress = progress._replace(calls=progress.calls.plus(wanted.sum()))
+        calls = progress.calls.plus(wanted.sum())
+        progress = progress._replace(calls=calls)
         return progress, entries, value, cost, node, wanted
 
     def push(progress, entries, value, cost, node, wanted):
@@ -396,7 +425,8 @@ def parts(puzzle, values, weight, deferred):
         """Ask the network about the nodes taken; their values stand in place of the priorities."""
         states, wanted = search.look_up(progress, puzzle, entries)
         value = search.evaluate(values, states, wanted, min(len(states), 256))
-        progress = progress._replace(calls=progress.calls.plus(wanted.sum()))
+        calls = progress.calls.plus(wanted.sum())
+        progress = progress._replace(calls=calls)
         return progress, entries._replace(priority=jnp.maximum(value, 0.0))
 
     def push_by_parent(progress, entries, states, cost, node, wanted):
@@ -406,7 +436,12 @@ def parts(puzzle, values, weight, deferred):
     if deferred:
         network_first = (("network", evaluate_parents), ("apply", apply))
         return (*network_first, ("closed set", close), ("push", push_by_parent))
-    return (("apply", apply), ("closed set", close), ("network", evaluate), ("push", push))
+    return (
+        ("apply", apply),
+        ("closed set", close),
+        ("network", evaluate),
+        ("push", push),
+    )
 
 
 if __name__ == "__main__":

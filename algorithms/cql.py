@@ -191,7 +191,10 @@ def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
 
 
 def alpha_loss(log_alpha, entropy, target_entropy):
-    """The temperature rises while the policy's entropy is below its target (equation 18)."""
+    """The temperature rises while the policy's entropy is below its target.
+
+    Haarnoja et al. 2018 (arXiv 1812.05905), equation 18.
+    """
     loss = jnp.exp(log_alpha) * (entropy - target_entropy)
     return loss, {"loss/alpha": loss}
 

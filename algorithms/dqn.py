@@ -110,7 +110,8 @@ class State:
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -125,15 +126,23 @@ def td_loss(params, target_params, sample, q, config):
     # --- target ---
     next_q = q(target_params, batch.next_obs)
     chooser = q(params, batch.next_obs) if config.double else next_q
-    next_value = taken(next_q, jnp.argmax(chooser, axis=-1))
-    target = batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
+    next_action = jnp.argmax(chooser, axis=-1)
+    next_value = taken(next_q, next_action)
+    discount = sample.discount * (1.0 - batch.terminated)
+    target = batch.reward + discount * next_value
     target = jax.lax.stop_gradient(target)
 
     # --- error ---
-    value = taken(q(params, batch.obs), batch.action)
+    outputs = q(params, batch.obs)
+    value = taken(outputs, batch.action)
     error = value - target
     loss = (sample.weight * error**2).mean()
-    return loss, {"loss/td": loss, "train/q": value.mean(), "error": error}
+    metrics = {
+        "loss/td": loss,
+        "train/q": value.mean(),
+        "error": error,
+    }
+    return loss, metrics
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -177,32 +186,39 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def init(key):
         net_key, env_key, key = jax.random.split(key, 3)
-        params = net.init(net_key, env.flatten(jnp.zeros(env.obs_shape)))
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        params = net.init(net_key, obs)
+        no_rows = jnp.zeros(config.batch_size, jnp.int32)
+        no_errors = jnp.zeros(config.batch_size)
         return State(
             params=params,
             target_params=params,
             opt_state=optimizer.init(params),
             env=env.reset(env_key, config.num_envs),
             buffer=buffer.init(),
-            priorities=(jnp.zeros(config.batch_size, jnp.int32), jnp.zeros(config.batch_size)),
+            priorities=(no_rows, no_errors),
             key=key,
         )
 
     def collect(state, random_key, explore_key, env_key, t):
         """One epsilon-greedy step in every environment."""
         # --- epsilon ---
-        progress = jnp.minimum(t / jnp.maximum(num_calls * config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
+        decay_calls = jnp.maximum(num_calls * config.epsilon_fraction, 1e-6)
+        progress = jnp.minimum(t / decay_calls, 1.0)
+        change = config.epsilon_end - config.epsilon_start
+        epsilon = config.epsilon_start + progress * change
 
         # --- act ---
-        greedy = jnp.argmax(q(state.params, state.env.obs), axis=-1)
+        values = q(state.params, state.env.obs)
+        greedy = jnp.argmax(values, axis=-1)
         random = jax.random.randint(random_key, greedy.shape, 0, env.num_actions)
         explore = jax.random.uniform(explore_key, greedy.shape) < epsilon
         action = jnp.where(explore, random, greedy)
 
         # --- step and store ---
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
+        replay = buffer.add(state.buffer, transition, t)
+        state = state.replace(env=env_state, buffer=replay)
         return state, metrics | {"train/epsilon": epsilon}
 
     def step(state, t):
@@ -213,7 +229,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             # --- sample ---
             beta = config.priority_beta + (1.0 - config.priority_beta) * t / num_calls
             sample = buffer.sample(
-                state.buffer, sample_key, config.batch_size, config.discount, beta
+                state.buffer,
+                sample_key,
+                config.batch_size,
+                config.discount,
+                beta,
             )
 
             # --- gradient step ---
@@ -225,8 +245,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
             # --- priorities ---
             # No transition may be lost for good, so none gets a priority of 0.
-            priorities = (sample.index, jnp.abs(losses.pop("error")) + 1e-6)
-            state = state.replace(params=params, opt_state=opt_state, priorities=priorities)
+            error = jnp.abs(losses.pop("error"))
+            state = state.replace(
+                params=params,
+                opt_state=opt_state,
+                priorities=(sample.index, error + 1e-6),
+            )
             return state, losses
 
         def set_priorities(replay):
@@ -245,10 +269,16 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params)
 
     def act(policy, obs, key):
-        return jnp.argmax(q(policy.params, obs), axis=-1)
+        values = q(policy.params, obs)
+        return jnp.argmax(values, axis=-1)
 
     return rlzoo.Algorithm(
-        init, step, policy, act, steps_per_call=config.num_envs, updates_per_call=1
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=1,
     )
 
 

@@ -114,15 +114,18 @@ class CategoricalQNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        batch_shape = x.shape[:-1]
         if self.image_shape:
-            x = x.reshape(*x.shape[:-1], *self.image_shape)
-            x = nn.relu(Conv3x3(self.channels, self.dtype)(x))
-            x = x.reshape(*x.shape[:-3], -1)
+            x = x.reshape(*batch_shape, *self.image_shape)
+            x = Conv3x3(self.channels, self.dtype)(x)
+            x = nn.relu(x)
+            x = x.reshape(*batch_shape, -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+            x = nn.Dense(width, dtype=self.dtype)(x)
+            x = nn.relu(x)
         x = x.astype(jnp.float32)
         x = nn.Dense(math.prod(self.out_shape), bias_init=self.bias_init)(x)
-        return x.reshape(*x.shape[:-1], *self.out_shape)
+        return x.reshape(*batch_shape, *self.out_shape)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -149,7 +152,8 @@ class State:
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -166,49 +170,60 @@ def decode(out, config):
     """Values [...] of the network's output: itself [...], or means of logits [..., num_bins]."""
     if config.loss == "mse":
         return out
+    middles, _ = centers(config)
     probs = jax.nn.softmax(out)
-    return (probs * centers(config)[0]).sum(-1)
+    return (probs * middles).sum(-1)
 
 
 def two_hot(y, config):
     """Mass [..., num_bins] on the two atoms next to the scalars y [...], with mean y."""
     atoms, width = centers(config)
-    place = (jnp.clip(y, atoms[0], atoms[-1]) - atoms[0]) / width
-    distance = jnp.abs(place[..., None] - jnp.arange(config.num_bins))
+    y = jnp.clip(y, atoms[0], atoms[-1])
+    place = (y - atoms[0]) / width
+    index = jnp.arange(config.num_bins)
+    distance = jnp.abs(place[..., None] - index)
     return jnp.maximum(1.0 - distance, 0.0)
 
 
 def hl_gauss(y, config):
     """Mass [..., num_bins] in each bin of a Gaussian around the scalars y [...]."""
     middles, width = centers(config)
-    edges = jnp.append(middles - 0.5 * width, middles[-1] + 0.5 * width)
+    lower_edges = middles - 0.5 * width
+    last_edge = middles[-1] + 0.5 * width
+    edges = jnp.append(lower_edges, last_edge)
     y = jnp.clip(y, config.v_min, config.v_max)
     sigma = config.sigma_ratio * width
     cdf = erf((edges - y[..., None]) / (2.0**0.5 * sigma))
     mass = jnp.maximum(jnp.diff(cdf), 0.0)
-    return mass / (cdf[..., -1:] - cdf[..., :1])
+    inside = cdf[..., -1:] - cdf[..., :1]
+    return mass / inside
 
 
 def project(probs, reward, discount, config):
     """The distributions [n, num_bins] of reward + discount z, z ~ probs, on the atoms of z."""
     atoms, _ = centers(config)
-    moved = two_hot(reward[:, None] + discount[:, None] * atoms, config)
+    moved_atoms = reward[:, None] + discount[:, None] * atoms
+    moved = two_hot(moved_atoms, config)
     return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
 
 
 def kl(target_probs, logits):
     """KL(target_probs || softmax(logits)) [...]: the cross-entropy, less the target's entropy."""
     log_probs = jax.nn.log_softmax(logits)
-    return -(entr(target_probs) + target_probs * log_probs).sum(-1)
+    negative = entr(target_probs) + target_probs * log_probs
+    return -negative.sum(-1)
 
 
 def initial_bias(config, num_actions):
     """A bias [num_actions (, num_bins)] with which values start near 0 whatever the range."""
     if config.loss == "mse":
         return jnp.zeros(num_actions)
-    lopsided = jnp.abs(config.v_min + config.v_max) > 1e-3 * (config.v_max - config.v_min)
-    bias = jnp.log(jnp.maximum(hl_gauss(jnp.zeros(()), config), 1e-6))
-    return jnp.tile(jnp.where(lopsided, bias, 0.0), (num_actions, 1))
+    shift = jnp.abs(config.v_min + config.v_max)
+    lopsided = shift > 1e-3 * (config.v_max - config.v_min)
+    mass = hl_gauss(jnp.zeros(()), config)
+    bias = jnp.log(jnp.maximum(mass, 1e-6))
+    bias = jnp.where(lopsided, bias, 0.0)
+    return jnp.tile(bias, (num_actions, 1))
 
 
 def td_loss(params, target_params, sample, net, config):
@@ -223,12 +238,14 @@ def td_loss(params, target_params, sample, net, config):
     next_out = jax.lax.stop_gradient(net(target_params, batch.next_obs))
     next_q = decode(next_out, config)
     chooser = decode(net(params, batch.next_obs), config) if config.double else next_q
-    best = jnp.argmax(chooser, axis=-1)
+    next_action = jnp.argmax(chooser, axis=-1)
+    next_value = taken(next_q, next_action)
     discount = sample.discount * (1.0 - batch.terminated)
-    target = batch.reward + discount * taken(next_q, best)
+    target = batch.reward + discount * next_value
 
     # --- error ---
-    out = taken(net(params, batch.obs), batch.action)
+    outputs = net(params, batch.obs)
+    out = taken(outputs, batch.action)
     value = decode(out, config)
     error = value - target
     chex.assert_equal_shape([value, target, sample.weight])
@@ -239,8 +256,9 @@ def td_loss(params, target_params, sample, net, config):
     elif config.loss == "two_hot":
         loss = kl(two_hot(target, config), out)
     elif config.loss == "c51":
-        next_probs = jax.nn.softmax(taken(next_out, best))
-        loss = kl(project(next_probs, batch.reward, discount, config), out)
+        next_probs = jax.nn.softmax(taken(next_out, next_action))
+        target_probs = project(next_probs, batch.reward, discount, config)
+        loss = kl(target_probs, out)
     else:
         loss = error**2
     loss = (sample.weight * loss).mean()
@@ -248,7 +266,9 @@ def td_loss(params, target_params, sample, net, config):
     # --- how targets fit the range ---
     margin = 3.0 * config.sigma_ratio * centers(config)[1]
     outside = (target < config.v_min) | (target > config.v_max)
-    near_edge = (target < config.v_min + margin) | (target > config.v_max - margin)
+    near_low = target < config.v_min + margin
+    near_high = target > config.v_max - margin
+    near_edge = near_low | near_high
     metrics = {
         "loss/td": loss,
         "train/q": value.mean(),
@@ -258,7 +278,8 @@ def td_loss(params, target_params, sample, net, config):
         "error": error,
     }
     if config.loss != "mse":
-        metrics["train/entropy"] = entr(jax.nn.softmax(out)).sum(-1).mean()
+        probs = jax.nn.softmax(out)
+        metrics["train/entropy"] = entr(probs).sum(-1).mean()
     return loss, metrics
 
 
@@ -287,13 +308,13 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
     target_every = max(1, config.target_every // config.num_envs)
 
     # --- network, optimizer, replay ---
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    convolved = config.channels and env.is_image
     bias = initial_bias(config, env.num_actions)
     net = network(
         hidden=config.hidden,
         out_shape=bias.shape,
         bias_init=nn.initializers.constant(bias.reshape(-1)),
-        image_shape=env.obs_shape if is_image else (),
+        image_shape=env.obs_shape if convolved else (),
         channels=config.channels,
         dtype=jnp.bfloat16 if config.bf16 else None,
     )
@@ -318,32 +339,39 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
 
     def init(key):
         net_key, env_key, key = jax.random.split(key, 3)
-        params = net.init(net_key, env.flatten(jnp.zeros(env.obs_shape)))
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        params = net.init(net_key, obs)
+        no_rows = jnp.zeros(config.batch_size, jnp.int32)
+        no_errors = jnp.zeros(config.batch_size)
         return State(
             params=params,
             target_params=params,
             opt_state=optimizer.init(params),
             env=env.reset(env_key, config.num_envs),
             buffer=buffer.init(),
-            priorities=(jnp.zeros(config.batch_size, jnp.int32), jnp.zeros(config.batch_size)),
+            priorities=(no_rows, no_errors),
             key=key,
         )
 
     def collect(state, random_key, explore_key, env_key, t):
         """One epsilon-greedy step in every environment."""
         # --- epsilon ---
-        progress = jnp.minimum(t / jnp.maximum(num_calls * config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
+        decay_calls = jnp.maximum(num_calls * config.epsilon_fraction, 1e-6)
+        progress = jnp.minimum(t / decay_calls, 1.0)
+        change = config.epsilon_end - config.epsilon_start
+        epsilon = config.epsilon_start + progress * change
 
         # --- act ---
-        greedy = jnp.argmax(q(state.params, state.env.obs), axis=-1)
+        values = q(state.params, state.env.obs)
+        greedy = jnp.argmax(values, axis=-1)
         random = jax.random.randint(random_key, greedy.shape, 0, env.num_actions)
         explore = jax.random.uniform(explore_key, greedy.shape) < epsilon
         action = jnp.where(explore, random, greedy)
 
         # --- step and store ---
         env_state, transition, metrics = env.step(state.env, action, env_key, t)
-        state = state.replace(env=env_state, buffer=buffer.add(state.buffer, transition, t))
+        replay = buffer.add(state.buffer, transition, t)
+        state = state.replace(env=env_state, buffer=replay)
         return state, metrics | {"train/epsilon": epsilon}
 
     def step(state, t):
@@ -354,7 +382,11 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
             # --- sample ---
             beta = config.priority_beta + (1.0 - config.priority_beta) * t / num_calls
             sample = buffer.sample(
-                state.buffer, sample_key, config.batch_size, config.discount, beta
+                state.buffer,
+                sample_key,
+                config.batch_size,
+                config.discount,
+                beta,
             )
 
             # --- gradient step ---
@@ -366,8 +398,12 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
 
             # --- priorities ---
             # No transition may be lost for good, so none gets a priority of 0.
-            priorities = (sample.index, jnp.abs(losses.pop("error")) + 1e-6)
-            state = state.replace(params=params, opt_state=opt_state, priorities=priorities)
+            error = jnp.abs(losses.pop("error"))
+            state = state.replace(
+                params=params,
+                opt_state=opt_state,
+                priorities=(sample.index, error + 1e-6),
+            )
             return state, losses
 
         def set_priorities(replay):
@@ -386,10 +422,16 @@ def make(config, env, dataset=None, network=CategoricalQNetwork) -> rlzoo.Algori
         return Policy(state.params)
 
     def act(policy, obs, key):
-        return jnp.argmax(q(policy.params, obs), axis=-1)
+        values = q(policy.params, obs)
+        return jnp.argmax(values, axis=-1)
 
     return rlzoo.Algorithm(
-        init, step, policy, act, steps_per_call=config.num_envs, updates_per_call=1
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=1,
     )
 
 

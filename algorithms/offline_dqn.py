@@ -100,15 +100,18 @@ class CategoricalQNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        batch_shape = x.shape[:-1]
         if self.image_shape:
-            x = x.reshape(*x.shape[:-1], *self.image_shape)
-            x = nn.relu(Conv3x3(self.channels, self.dtype)(x))
-            x = x.reshape(*x.shape[:-3], -1)
+            x = x.reshape(*batch_shape, *self.image_shape)
+            x = Conv3x3(self.channels, self.dtype)(x)
+            x = nn.relu(x)
+            x = x.reshape(*batch_shape, -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+            x = nn.Dense(width, dtype=self.dtype)(x)
+            x = nn.relu(x)
         x = x.astype(jnp.float32)
         x = nn.Dense(math.prod(self.out_shape), bias_init=self.bias_init)(x)
-        return x.reshape(*x.shape[:-1], *self.out_shape)
+        return x.reshape(*batch_shape, *self.out_shape)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -140,7 +143,8 @@ class Sample(NamedTuple):
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -248,13 +252,13 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         widen=config.widen,
         loss=config.loss,
     )
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    convolved = config.channels and env.is_image
     bias = bins.initial_bias(env.num_actions)
     net = CategoricalQNetwork(
         hidden=config.hidden,
         out_shape=bias.shape,
         bias_init=nn.initializers.constant(bias.reshape(-1)),
-        image_shape=env.obs_shape if is_image else (),
+        image_shape=env.obs_shape if convolved else (),
         channels=config.channels,
     )
     # One vector of all parameters: an update is then one fused loop.
@@ -265,7 +269,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def init(key):
         net_key, key = jax.random.split(key)
-        params = net.init(net_key, env.flatten(jnp.zeros(env.obs_shape)))
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        params = net.init(net_key, obs)
         return State(
             params=params,
             target_params=params,

@@ -113,17 +113,20 @@ class NormalizedQNetwork(nn.Module):
     @nn.compact
     def __call__(self, x):
         he_normal = nn.initializers.he_normal()
+        batch_shape = x.shape[:-1]
         if self.image_shape:
-            x = x.reshape(*x.shape[:-1], *self.image_shape)
+            x = x.reshape(*batch_shape, *self.image_shape)
             x = Conv3x3(self.channels, self.dtype, he_normal)(x)
-            x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
-            x = x.reshape(*x.shape[:-3], -1)
+            x = nn.LayerNorm(dtype=self.dtype)(x)
+            x = nn.relu(x)
+            x = x.reshape(*batch_shape, -1)
         for width in self.hidden:
             x = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal)(x)
-            x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
+            x = nn.LayerNorm(dtype=self.dtype)(x)
+            x = nn.relu(x)
         x = x.astype(jnp.float32)
         x = nn.Dense(math.prod(self.out_shape), bias_init=self.bias_init)(x)
-        return x.reshape(*x.shape[:-1], *self.out_shape)
+        return x.reshape(*batch_shape, *self.out_shape)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -155,7 +158,8 @@ class Batch(NamedTuple):
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -204,7 +208,8 @@ def td_loss(params, batch, net, bins):
     num_bins].
     """
     # --- value ---
-    out = taken(net(params, batch.obs), batch.action)
+    outputs = net(params, batch.obs)
+    out = taken(outputs, batch.action)
     value = bins.decode(out)
 
     # --- loss ---
@@ -213,7 +218,10 @@ def td_loss(params, batch, net, bins):
         loss = (0.5 * (value - batch.target) ** 2).mean()
     else:
         loss = kl(batch.target, out).mean()
-    metrics = {"loss/td": loss, "train/q": value.mean()}
+    metrics = {
+        "loss/td": loss,
+        "train/q": value.mean(),
+    }
     if not bins.scalar:
         metrics["train/entropy"] = entropy(out).mean()
     return loss, metrics
@@ -248,13 +256,13 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         widen=config.widen,
         loss=config.loss,
     )
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    convolved = config.channels and env.is_image
     bias = bins.initial_bias(env.num_actions)
     net = NormalizedQNetwork(
         hidden=config.hidden,
         out_shape=bias.shape,
         bias_init=nn.initializers.constant(bias.reshape(-1)),
-        image_shape=env.obs_shape if is_image else (),
+        image_shape=env.obs_shape if convolved else (),
         channels=config.channels,
         dtype=jnp.bfloat16 if config.bf16 else None,
     )
@@ -271,7 +279,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def init(key):
         net_key, env_key, key = jax.random.split(key, 3)
-        params = net.init(net_key, env.flatten(jnp.zeros(env.obs_shape)))
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        params = net.init(net_key, obs)
         return State(
             params=params,
             opt_state=optimizer.init(params),
@@ -282,8 +291,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def collect(state, random_key, explore_key, env_key, t):
         """An epsilon-greedy rollout in every environment."""
         # --- epsilon ---
-        progress = jnp.minimum(t / jnp.maximum(num_calls * config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
+        decay_calls = jnp.maximum(num_calls * config.epsilon_fraction, 1e-6)
+        progress = jnp.minimum(t / decay_calls, 1.0)
+        change = config.epsilon_end - config.epsilon_start
+        epsilon = config.epsilon_start + progress * change
 
         # --- act ---
         shape = (config.num_steps, config.num_envs)
@@ -292,12 +303,20 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         def choose(carry, obs, x):
             random, explore = x
-            best, value = greedy(outputs(state.params, obs), bins)
-            return carry, jnp.where(explore, random, best), value
+            out = outputs(state.params, obs)
+            best, value = greedy(out, bins)
+            action = jnp.where(explore, random, best)
+            return carry, action, value
 
         # --- roll out ---
         env_state, _, steps, value, metrics = env.rollout(
-            state.env, choose, None, (random, explore), env_key, config.num_steps, t
+            state.env,
+            choose,
+            None,
+            (random, explore),
+            env_key,
+            config.num_steps,
+            t,
         )
         state = state.replace(env=env_state)
         return state, steps, value, metrics | {"train/epsilon": epsilon}
@@ -306,7 +325,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         """The batch of a rollout, and metrics of its targets."""
 
         def value_of(obs):
-            return greedy(outputs(state.params, obs), bins)[1]
+            out = outputs(state.params, obs)
+            _, value = greedy(out, bins)
+            return value
 
         def returns(next_value):
             ends = (steps.terminated, done(steps))
@@ -347,7 +368,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             return (params, opt_state, count + 1), losses
 
         # --- epochs of minibatches ---
-        rows = permutations(shuffle_key, config.num_epochs, size).reshape(updates_per_call, -1)
+        rows = permutations(shuffle_key, config.num_epochs, size)
+        rows = rows.reshape(updates_per_call, -1)
         carry = (state.params, state.opt_state, t * updates_per_call)
         (params, opt_state, _), losses = jax.lax.scan(update, carry, rows)
         state = state.replace(params=params, opt_state=opt_state, key=key)
@@ -357,10 +379,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params)
 
     def act(policy, obs, key):
-        return greedy(outputs(policy.params, obs), bins)[0]
+        out = outputs(policy.params, obs)
+        action, _ = greedy(out, bins)
+        return action
 
     return rlzoo.Algorithm(
-        init, step, policy, act, steps_per_call=size, updates_per_call=updates_per_call
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=size,
+        updates_per_call=updates_per_call,
     )
 
 

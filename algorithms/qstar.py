@@ -115,7 +115,8 @@ class Cosines(nn.Module):
             kernel_init=nn.initializers.normal(1.0),
             bias_init=nn.initializers.uniform(2 * jnp.pi),
         )
-        return nn.Dense(self.num_outputs)(jnp.cos(angles(x)))
+        x = jnp.cos(angles(x))
+        return nn.Dense(self.num_outputs)(x)
 
 
 def network(config, puzzle):
@@ -156,7 +157,8 @@ class State:
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -185,7 +187,10 @@ def q_loss(params, variables, states, targets, network):
     value, target, next_states = targets(q)
     chex.assert_equal_shape([value, target])
     loss = ((value - target) ** 2).mean()
-    metrics = {"loss/q": loss, "train/value": q.min(axis=-1).mean()}
+    metrics = {
+        "loss/q": loss,
+        "train/value": q.min(axis=-1).mean(),
+    }
     return loss, (metrics, batch_stats, next_states)
 
 
@@ -232,14 +237,16 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def init(key):
         net_key, key = jax.random.split(key)
         variables = net.init(net_key, jnp.zeros((1, puzzle.num_inputs)))
+        no_moves = jnp.zeros(batch_size, jnp.int32)
+        moves_kept = num_actions if puzzle.commutes else 0
         return State(
             variables=variables,
             target_params=variables,
             opt_state=optimizer.init(variables["params"]),
             copies=jnp.int32(0),
             loss=jnp.float32(jnp.inf),
-            walk=puzzle.scramble(net_key, jnp.zeros(batch_size, jnp.int32), 0),
-            odd_moves=jnp.zeros((batch_size, num_actions if puzzle.commutes else 0), bool),
+            walk=puzzle.scramble(net_key, no_moves, 0),
+            odd_moves=jnp.zeros((batch_size, moves_kept), bool),
             key=key,
         )
 
@@ -261,8 +268,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
             # --- 3. compute targets ---
             next_states = puzzle.apply(states, action)
-            next_q = values(state.target_params, next_states) * (state.copies > 0)
-            target = q_target(costs[action], next_q, puzzle.is_goal(next_states))
+            next_q = values(state.target_params, next_states)
+            next_q = next_q * (state.copies > 0)
+            next_goal = puzzle.is_goal(next_states)
+            target = q_target(costs[action], next_q, next_goal)
             return taken(q, action), target, next_states
 
         return state, states, targets
@@ -281,7 +290,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         # --- 2. choose actions ---
         other = jax.random.randint(other_key, (batch_size,), 0, num_actions)
-        goes_back = jax.random.bernoulli(which_key, 0.5, (batch_size,)) | (other == undo)
+        goes_back = jax.random.bernoulli(which_key, 0.5, (batch_size,))
+        goes_back |= other == undo
         action = jnp.where(goes_back, undo, other)
 
         # --- 3. compute targets ---
@@ -289,8 +299,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         undoes = goes_back & (states != before).any(axis=-1)
         # Other actions: back to the state, and then as the scramble came.
         way_back = costs[inverse[action]] + costs[undo] + depth
-        goal = puzzle.is_goal(puzzle.apply(states, action))
-        remains = jnp.where(goal, 0.0, jnp.where(undoes, depth, way_back))
+        remains = jnp.where(undoes, depth, way_back)
+        next_states = puzzle.apply(states, action)
+        remains = jnp.where(puzzle.is_goal(next_states), 0.0, remains)
         target = costs[action] + remains
 
         def targets(q):
@@ -316,19 +327,23 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             action, threshold = draws
             next_states = puzzle.apply(states, action)
             increase = num_different(next_states) - num_different(states)
-            accepted = config.walk_beta * increase <= threshold
-            moved = jax.nn.one_hot(action, num_actions, dtype=bool) & accepted[:, None]
-            return (jnp.where(accepted[:, None], next_states, states), odd_moves ^ moved), None
+            accepted = (config.walk_beta * increase <= threshold)[:, None]
+            states = jnp.where(accepted, next_states, states)
+            moved = jax.nn.one_hot(action, num_actions, dtype=bool)
+            odd_moves ^= moved & accepted
+            return (states, odd_moves), None
 
         # --- 1. draw states: go on with the walks ---
-        actions = jax.random.randint(move_key, (WALK_MOVES, batch_size), 0, num_actions)
-        thresholds = jax.random.exponential(accept_key, (WALK_MOVES, batch_size))
+        shape = (WALK_MOVES, batch_size)
+        actions = jax.random.randint(move_key, shape, 0, num_actions)
+        thresholds = jax.random.exponential(accept_key, shape)
         walk = (state.walk, state.odd_moves)
         (states, odd_moves), _ = jax.lax.scan(move, walk, (actions, thresholds))
 
         # --- 2 and 3. compute targets of all actions ---
         way_back = (odd_moves @ costs)[:, None]
-        target = costs + way_back + jnp.where(odd_moves, -costs, costs)
+        change = jnp.where(odd_moves, -costs, costs)
+        target = costs + way_back + change
 
         def targets(q):
             return q, target, states
@@ -342,11 +357,18 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             params, state.variables, states, targets, values
         )
         updates, opt_state = optimizer.update(grads, state.opt_state)
-        rate = config.learning_rate * 2.0 ** (-t * batch_size / config.halving_steps)
-        params = optax.apply_updates(params, optax.tree.scale(-rate, updates))
+        halvings = t * batch_size / config.halving_steps
+        rate = config.learning_rate * 2.0**-halvings
+        updates = optax.tree.scale(-rate, updates)
+        params = optax.apply_updates(params, updates)
         variables = {"params": params, **batch_stats}
-        state = state.replace(variables=variables, opt_state=opt_state, walk=next_states)
-        return state.replace(loss=metrics["loss/q"]), metrics
+        state = state.replace(
+            variables=variables,
+            opt_state=opt_state,
+            walk=next_states,
+            loss=metrics["loss/q"],
+        )
+        return state, metrics
 
     def copy_to_target(state, t):
         """Step 5, if the last loss was small."""
@@ -354,7 +376,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         target_params = jax.tree.map(
             functools.partial(jnp.where, good), state.variables, state.target_params
         )
-        return state.replace(target_params=target_params, copies=state.copies + good), {}
+        copies = state.copies + good
+        return state.replace(target_params=target_params, copies=copies), {}
 
     def step(state, t):
         key, sample_key = jax.random.split(state.key)
@@ -364,12 +387,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             return update(state, t, states, targets)
 
         warm_up = set_of_moves if puzzle.commutes else scramble_moves
-        branches = [functools.partial(learn, sample) for sample in (warm_up, bootstrapped)]
-        state, metrics = jax.lax.cond(t < warmup_calls, *branches, state)
+        state, metrics = jax.lax.cond(
+            t < warmup_calls,
+            functools.partial(learn, warm_up),
+            functools.partial(learn, bootstrapped),
+            state,
+        )
 
         copy = functools.partial(copy_to_target, t=t)
         state, _ = rlzoo.when((t + 1) % target_every == 0, copy, state)
-        return state.replace(key=key), metrics | {"train/copies": rlzoo.last(state.copies)}
+        metrics["train/copies"] = rlzoo.last(state.copies)
+        return state.replace(key=key), metrics
 
     def greedy(variables, states):
         """The action with the smallest q [n]."""
@@ -377,16 +405,22 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def evaluate(state, key):
         """Follow the greedy actions from 30 depths spread evenly, 10 states of each."""
-        depth = jnp.linspace(1, longest, 30).round().astype(jnp.int32)
-        states = puzzle.scramble(key, jnp.repeat(depth, 10), longest)
+        depth = jnp.linspace(1, longest, 30)
+        depth = jnp.repeat(depth.round().astype(jnp.int32), 10)
+        states = puzzle.scramble(key, depth, longest)
 
         def move(i, states):
-            next_states = puzzle.apply(states, greedy(state.variables, states))
-            return jnp.where(puzzle.is_goal(states)[:, None], states, next_states)
+            action = greedy(state.variables, states)
+            next_states = puzzle.apply(states, action)
+            at_goal = puzzle.is_goal(states)[:, None]
+            return jnp.where(at_goal, states, next_states)
 
         end = jax.lax.fori_loop(0, config.eval_moves, move, states)
         value = values(state.variables, states).min(axis=-1)
-        return {"eval/solved": puzzle.is_goal(end).mean(), "eval/value": value.mean()}
+        return {
+            "eval/solved": puzzle.is_goal(end).mean(),
+            "eval/value": value.mean(),
+        }
 
     def policy(state):
         return Policy(state.variables)
@@ -493,8 +527,10 @@ def parts(puzzle, values, weight, edge_block, child_cost):
         is_edge = valid & codes.is_edge(entries.action)
         action = jnp.where(is_edge, entries.action, 0)
         states = jnp.where(is_edge[:, None], puzzle.apply(parents, action), parents)
-        cost = progress.closed.cost[entries.node] + jnp.where(is_edge, costs[action], 0.0)
-        progress = progress._replace(generated=progress.generated.plus(is_edge.sum()))
+        edge_cost = jnp.where(is_edge, costs[action], 0.0)
+        cost = progress.closed.cost[entries.node] + edge_cost
+        generated = progress.generated.plus(is_edge.sum())
+        progress = progress._replace(generated=generated)
         return progress, entries, states, cost, is_edge, valid
 
     def close(progress, entries, states, cost, is_edge, valid):
@@ -509,18 +545,22 @@ def parts(puzzle, values, weight, edge_block, child_cost):
     def evaluate(progress, entries, states, cost, node, wanted):
         """Ask the network."""
         value = search.evaluate(values, states, wanted, min(len(states), 256))
-        progress = progress._replace(calls=progress.calls.plus(wanted.sum()))
+        calls = progress.calls.plus(wanted.sum())
+        progress = progress._replace(calls=calls)
         return progress, entries, value, cost, node, wanted
 
     def push(progress, entries, value, cost, node, wanted):
         """Put the edges into the open list, unless they are not worth taking."""
-        priority = weight * cost[:, None] + jnp.maximum(value, 0.0) + edge_costs
+        value = jnp.maximum(value, 0.0)
+        priority = weight * cost[:, None] + value + edge_costs
         action = jnp.broadcast_to(jnp.arange(num_actions), priority.shape)
         if edge_block < num_actions:
             priority, action = best_edges(priority, entries.action)
         node = jnp.broadcast_to(node[:, None], priority.shape)
-        valid = wanted[:, None] & (priority < search.cutoff(progress, weight))
-        entries = jax.tree.map(jnp.ravel, search.Entries(priority, node, action, valid))
+        worth_taking = priority < search.cutoff(progress, weight)
+        valid = wanted[:, None] & worth_taking
+        entries = search.Entries(priority, node, action, valid)
+        entries = jax.tree.map(jnp.ravel, entries)
         return progress._replace(open=search.push(progress.open, entries))
 
     def best_edges(priority, code):
@@ -535,7 +575,8 @@ def parts(puzzle, values, weight, edge_block, child_cost):
         last = jnp.where(is_rest, codes.last_edge(code), 0)[:, None]
         bound = jnp.take_along_axis(priority, last, axis=1)
         ties = (priority == bound) & (jnp.arange(num_actions) <= last)
-        entered = is_rest[:, None] & ((priority < bound) | ties)
+        before = (priority < bound) | ties
+        entered = is_rest[:, None] & before
         priority = jnp.where(entered, jnp.inf, priority)
 
         # --- take the best ---
@@ -546,7 +587,12 @@ def parts(puzzle, values, weight, edge_block, child_cost):
         rest = codes.rest_after(action[:, edge_block - 1])
         return -negated, action.at[:, edge_block].set(rest)
 
-    return (("apply", apply), ("closed set", close), ("network", evaluate), ("push", push))
+    return (
+        ("apply", apply),
+        ("closed set", close),
+        ("network", evaluate),
+        ("push", push),
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ class State:
 
 def taken(x, action):
     """Of x [n, num_actions, ...] what belongs to action [n]."""
-    index = action.reshape(-1, *[1] * (x.ndim - 1))
+    ones = [1] * (x.ndim - 1)
+    index = action.reshape(-1, *ones)
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
@@ -165,7 +166,10 @@ def actor_loss(params, critic_params, log_alpha, batch, actor, critics):
 
 
 def alpha_loss(log_alpha, entropy, target_entropy):
-    """The temperature rises while the policy's entropy is below its target (equation 11)."""
+    """The temperature rises while the policy's entropy is below its target.
+
+    Haarnoja et al. 2018 (arXiv 1812.05905), equation 18.
+    """
     loss = jnp.exp(log_alpha) * (entropy - target_entropy)
     return loss, {"loss/alpha": loss}
 

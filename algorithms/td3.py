@@ -123,8 +123,10 @@ def td_target(target_params, sample, noise, actor, critics, config):
     action = jnp.clip(action, -1.0, 1.0)
 
     # --- the smaller of both values ---
-    next_value = critics(target_params.critics, batch.next_obs, action).min(0)
-    return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
+    next_values = critics(target_params.critics, batch.next_obs, action)
+    next_value = next_values.min(axis=0)
+    discount = sample.discount * (1.0 - batch.terminated)
+    return batch.reward + discount * next_value
 
 
 def critic_loss(params, batch, target, critics):

@@ -10,12 +10,19 @@ from typing import Any
 import gymnax
 
 HOMES = {
+    "BandMass": "velocity_band",
     "Cube2": "cube",
     "Cube3": "cube",
+    "DeepSea": "deep_sea",
+    "Finite": "finite",
     "LightsOut": "lights_out",
+    "LinearQ": "linear_q",
     "Pancake": "pancake",
+    "PointMaze": "point_maze",
     "Puzzle": "puzzle",
+    "RiverSwim": "river_swim",
     "Sokoban": "sokoban",
+    "Stitching": "stitching",
     "Tiles": "tiles",
 }
 """class -> its file"""
@@ -50,6 +57,14 @@ for side in (2, 3, 4, 5, 6, 7):
     gymnax.register(f"lights-out{side}", Factory("LightsOut", side))
 for count in (7, 8, 10, 35):
     gymnax.register(f"pancake{count}", Factory("Pancake", count))
+for size in (8, 12, 20, 30):
+    gymnax.register(f"deep-sea{size}", Factory("DeepSea", size))
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
+gymnax.register("river-swim", Factory("RiverSwim"))
 gymnax.register("sokoban", Factory("Sokoban"))
+gymnax.register("band-mass", Factory("BandMass"))
+for size in (4, *range(16, 161, 16)):
+    gymnax.register(f"linear-q{size}", Factory("LinearQ", size))
+gymnax.register("point-maze", Factory("PointMaze"))
+gymnax.register("stitching", Factory("Stitching"))

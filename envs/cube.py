@@ -1,20 +1,21 @@
 """The Rubik's cube, 3x3x3 and 2x2x2, in quarter turns and in meta-actions of two or three of them.
 
-A state is the colour of every sticker, face by face in the order U D L R B F (colours are numbered
+A state is the color of every sticker, face by face in the order U D L R B F (colors are numbered
 like the faces), each face in rows. Turns are derived from where the stickers lie in space: the axes
 x, y, z point out of R, B and U.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .puzzle import (
     LINE,
+    Array,
+    Arrays,
     Params,
     Puzzle,
     State,
@@ -27,7 +28,17 @@ from .puzzle import (
 )
 
 FACES = "UDLRBF"
-NORMALS = np.array([[0, 0, 1], [0, 0, -1], [-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0]])
+NORMALS = np.array(
+    [
+        [0, 0, 1],
+        [0, 0, -1],
+        [-1, 0, 0],
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, -1, 0],
+    ]
+)
+"""what points out of each face"""
 AXES = (
     ((0, 1), (1, 1)),
     ((0, 1), (1, -1)),
@@ -37,8 +48,15 @@ AXES = (
     ((0, 1), (2, 1)),
 )
 """of each face: (axis, direction) along which its rows, and the stickers of a row, are counted"""
-COLOURS = np.array(
-    [[250, 250, 250], [250, 215, 0], [255, 120, 0], [200, 30, 40], [0, 80, 200], [0, 150, 70]],
+COLORS = np.array(
+    [
+        [250, 250, 250],
+        [250, 215, 0],
+        [255, 120, 0],
+        [200, 30, 40],
+        [0, 80, 200],
+        [0, 150, 70],
+    ],
     np.uint8,
 )
 NET = {
@@ -59,10 +77,10 @@ space"""
 def sticker_places(side: int) -> np.ndarray:
     """Where the middle of each sticker is, in half widths of a small cube: int [6 * side**2, 3]."""
     places = []
-    for normal, axes in zip(NORMALS, AXES, strict=True):
-        for steps in itertools.product(range(side), repeat=2):
+    for normal, (by_row, by_column) in zip(NORMALS, AXES, strict=True):
+        for row, column in itertools.product(range(side), repeat=2):
             place = normal * side
-            for (axis, direction), step in zip(axes, steps, strict=True):
+            for (axis, direction), step in ((by_row, row), (by_column, column)):
                 place[axis] = direction * (2 * step - side + 1)
             places.append(place)
     return np.array(places)
@@ -72,34 +90,38 @@ def sticker_places(side: int) -> np.ndarray:
 def quarter_turns(side: int) -> dict[str, np.ndarray]:
     """Each turn as a permutation: the stickers after it are `stickers[permutation]`. The 1 of "U1"
     is clockwise seen from outside, that is -90 degrees about the face's normal; "U-1" is
-    anticlockwise."""
+    counterclockwise."""
     places = sticker_places(side)
     index = {tuple(place): i for i, place in enumerate(places)}
     turns = {}
     for face, normal in zip(FACES, NORMALS, strict=True):
-        moves = places @ normal >= side - 1
-        along = np.outer(places @ normal, normal)
+        height = places @ normal
+        moves = height >= side - 1
+        along = np.outer(height, normal)
+        across = np.cross(normal, places)
         for name, sign in ((f"{face}-1", -1), (f"{face}1", 1)):
-            source = np.where(moves[:, None], along + sign * np.cross(normal, places), places)
+            # Where the sticker that comes to each place was: the turn the other way round.
+            source = np.where(moves[:, None], along + sign * across, places)
             turns[name] = np.array([index[tuple(place)] for place in source])
     return turns
 
 
 def pieces(side: int) -> dict[int, np.ndarray]:
     """The stickers of every corner (3: int [8, 3], clockwise seen from outside, that of U or D
-    first), every edge (2: int [12, 2]) and every centre (1: int [6, 1]) of a cube whose side is 2
+    first), every edge (2: int [12, 2]) and every center (1: int [6, 1]) of a cube whose side is 2
     or 3."""
     places = sticker_places(side)
     cubes: dict[tuple, list[int]] = {}
     for i, place in enumerate(places):
-        cubes.setdefault(tuple(place.clip(1 - side, side - 1)), []).append(i)
+        middle = place.clip(1 - side, side - 1)
+        cubes.setdefault(tuple(middle), []).append(i)
+    by_count: dict[int, list[list[int]]] = {}
     for stickers in cubes.values():
+        # A positive determinant: this corner is counted counterclockwise.
         if len(stickers) == 3 and np.linalg.det(places[stickers]) > 0:
-            stickers[1:] = stickers[:0:-1]
-    return {
-        count: np.array([s for s in cubes.values() if len(s) == count])
-        for count in {len(s) for s in cubes.values()}
-    }
+            stickers[1:] = reversed(stickers[1:])
+        by_count.setdefault(len(stickers), []).append(stickers)
+    return {count: np.array(found) for count, found in by_count.items()}
 
 
 # ---- the puzzle ----------------------------------------------------------------------------------
@@ -121,35 +143,42 @@ class Cube(Puzzle):
     goal: np.ndarray
 
     def __init__(self, side: int, faces: str, actions: int, distinct: bool, cost: str):
-        self.side, self.size = side, 6 * side**2
-        turns = {name: turn for name, turn in quarter_turns(side).items() if name[0] in faces}
-        self.turns = tuple(turns)
-        sizes = tuple(itertools.accumulate(len(turns) ** k for k in (1, 2, 3)))
+        self.side = side
+        self.size = 6 * side**2
+        turns = quarter_turns(side)
+        self.turns = tuple(name for name in turns if name[0] in faces)
+
+        # --- options ---
+        words_of = [len(self.turns) ** length for length in (1, 2, 3)]
+        sizes = tuple(itertools.accumulate(words_of))
         if actions not in sizes:
             raise ValueError(f"actions={actions!r}: must be {sizes[0]}, {sizes[1]} or {sizes[2]}")
         if cost not in ("len", "one"):
             raise ValueError(f"cost={cost!r}: must be 'len' (quarter turns) or 'one'")
         if not isinstance(distinct, bool):
             raise ValueError(f"distinct={distinct!r}: must be True or False")
+
+        # --- pieces ---
         self.home = pieces(side)
-        self.where = {
-            tuple(np.roll(piece, twist).tolist()): (i, twist)
-            for count, stickers in self.home.items()
-            for i, piece in enumerate(stickers)
-            for twist in range(count)
-        }
+        self.where: dict[tuple[int, ...], tuple[int, int]] = {}
         """stickers of a piece, from any of them on -> which of its kind it is, and its twist"""
+        for count, found in self.home.items():
+            for i, piece in enumerate(found):
+                for twist in range(count):
+                    stickers = np.roll(piece, twist).tolist()
+                    self.where[tuple(stickers)] = (i, twist)
+
+        # --- actions: words of up to three quarter turns ---
         number: dict[tuple | bytes, int] = {}
         chosen: list[tuple] = []
         stands_for: dict[tuple, int] = {}
-        for word in itertools.chain(
-            *(itertools.product(turns, repeat=k) for k in range(1, sizes.index(actions) + 2))
-        ):
+        unmoved = np.arange(self.size)
+        for word in _words(self.turns, longest=sizes.index(actions) + 1):
             # "U1.R1" turns U first, and stickers[U1][R1] = stickers[U1[R1]]
-            turn = functools.reduce(
-                lambda before, name: before[turns[name]], word, np.arange(self.size)
-            )
-            if distinct and (turn == np.arange(self.size)).all():
+            turn = unmoved
+            for name in word:
+                turn = turn[turns[name]]
+            if distinct and (turn == unmoved).all():
                 continue
             key = turn.tobytes() if distinct else word
             stands_for[word] = number.setdefault(key, len(chosen))
@@ -159,77 +188,95 @@ class Cube(Puzzle):
         self.action_names = tuple(".".join(word) for word in words)
         self.table = np.array(table, np.uint8)
         """uint8 [num_actions, size]: the states after an action are `states[..., table[action]]`"""
-        self.costs = np.array([len(word) if cost == "len" else 1 for word in words], np.float32)
-        self.inverse = np.array([stands_for[_undo(word)] for word in words], np.int32)
+        costs = [len(word) if cost == "len" else 1 for word in words]
+        self.costs = np.array(costs, np.float32)
+        inverse = [stands_for[_undo(word)] for word in words]
+        self.inverse = np.array(inverse, np.int32)
         self.goal = np.arange(6, dtype=np.uint8).repeat(side**2)
 
-    def _move(self, key: jax.Array, states: jax.Array) -> jax.Array:
+    def _move(self, key: Array, states: Array) -> Array:
         """Walks are of single quarter turns, whatever the actions: they lead equally far for every
         set of them."""
-        return self.apply(states, below(key, states.shape[:-1], len(self.turns)))
+        turns = below(key, states.shape[:-1], len(self.turns))
+        return self.apply(states, turns)
 
-    def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
+    def apply(self, states: Array, actions: Array) -> Array:
         source = jnp.asarray(self.table)[actions].astype(jnp.int32)
         return jnp.take_along_axis(states, source, -1, mode="promise_in_bounds")
 
-    def apply_all(self, states: jax.Array) -> jax.Array:
+    def apply_all(self, states: Array) -> Array:
         return states[:, self.table.astype(np.int32)]
 
     def fault(self, state: np.ndarray) -> str:
-        """`state` holds sticker ids as in the goal 0, 1, ..., whose colours are `id // side**2`."""
+        """`state` holds sticker ids as in the goal 0, 1, ..., whose colors are `id // side**2`."""
         if state.max() < 6:
             return (
-                f"these are colours, 0..5; stickers are numbered, 0..{self.size - 1}, and the "
-                f"colour of one is its number // {self.side**2}"
+                f"these are colors, 0..5; stickers are numbered, 0..{self.size - 1}, and the "
+                f"color of one is its number // {self.side**2}"
             )
         if why := not_permutation(state):
             return why
-        stays = np.flatnonzero((self.table == np.arange(self.size)).all(0))
-        if (wrong := stays[state[stays] != stays]).size:
+
+        # --- stickers that no action moves ---
+        moves = self.table != np.arange(self.size)
+        stays = np.flatnonzero(~moves.any(0))
+        wrong = stays[state[stays] != stays]
+        if wrong.size:
             return (
                 f"sticker {wrong[0]} of a piece that does not move is {state[wrong[0]]}: turn the "
                 "cube as a whole"
             )
+
+        # --- corners and edges, their twists and their permutation ---
         parity = 0
-        for count, what in ((3, "corner"), (2, "edge"))[: self.side - 1]:
-            found = [self.where.get(tuple(stickers)) for stickers in state[self.home[count]]]
+        for count, what in ((3, "corner"), (2, "edge")):
+            if count not in self.home:
+                continue
+            places = state[self.home[count]]
+            found = [self.where.get(tuple(stickers)) for stickers in places]
             if None in found:
-                stickers = state[self.home[count][found.index(None)]]
-                named = ", ".join(map(str, stickers))
+                named = ", ".join(map(str, places[found.index(None)]))
                 return f"there is no {what} with the stickers {named} in this order"
             piece, twist = np.array(found).T
             if twist.sum() % count:
                 turned = "twisted" if count == 3 else "flipped"
                 return f"it cannot be solved: a single {what} is {turned}"
             parity += odd(piece)
-        if (
-            self.side == 3 and parity % 2
-        ):  # a quarter turn is an odd permutation of corners and one of edges
+        # A quarter turn is an odd permutation of corners and one of edges.
+        if self.side == 3 and parity % 2:
             return "it cannot be solved: a single pair of pieces is swapped"
         return ""
 
-    def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        return (super().read(arrays) // self.side**2).astype(np.uint8)
+    def read(self, arrays: Arrays) -> np.ndarray:
+        stickers = super().read(arrays)
+        return (stickers // self.side**2).astype(np.uint8)
 
     def render(self, state: State, params: Params | None = None) -> np.ndarray:
         """The cube unfolded: U above, L F R B in a row, D below."""
         side = self.side
+        places = sticker_places(side).reshape(6, -1, 3)
+        colors = COLORS[np.asarray(state.position)].reshape(6, -1, 3)
         net = np.full((3 * side, 4 * side, 3), LINE, np.uint8)
-        places, colours = (
-            sticker_places(side).reshape(6, -1, 3),
-            COLOURS[np.asarray(state.position)].reshape(6, -1, 3),
-        )
-        for face, (row, column, right, down) in NET.items():
-            f = FACES.index(face)
-            seen = np.lexsort((places[f] @ right, places[f] @ down))
-            net[row * side :, column * side :][:side, :side] = colours[f, seen].reshape(
-                side, side, 3
-            )
+        for name, (row, column, right, down) in NET.items():
+            face = FACES.index(name)
+            across = places[face] @ right
+            along = places[face] @ down
+            order = np.lexsort((across, along))
+            square = net[row * side :, column * side :][:side, :side]
+            square[:] = colors[face, order].reshape(side, side, 3)
         return tiled(net)
 
 
+def _words(turns: tuple[str, ...], longest: int) -> Iterator[tuple[str, ...]]:
+    """All sequences of 1 to `longest` turns, shorter ones first."""
+    for length in range(1, longest + 1):
+        yield from itertools.product(turns, repeat=length)
+
+
 def _undo(word: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(turn[0] + ("1" if "-" in turn else "-1") for turn in reversed(word))
+    """The turns that take back those of `word`."""
+    opposite = {"1": "-1", "-1": "1"}
+    return tuple(turn[0] + opposite[turn[1:]] for turn in reversed(word))
 
 
 class Cube3(Cube):
@@ -237,7 +284,8 @@ class Cube3(Cube):
 
     def __init__(self, actions: int = 12, distinct: bool = False, cost: str = "len"):
         super().__init__(3, FACES, actions, distinct, cost)
-        self.name, self.params = "cube3", Params(100, 30)
+        self.name = "cube3"
+        self.params = Params(100, 30)
 
 
 class Cube2(Cube):
@@ -246,39 +294,47 @@ class Cube2(Cube):
 
     def __init__(self, actions: int = 6, distinct: bool = False, cost: str = "len"):
         super().__init__(2, "URF", actions, distinct, cost)
-        self.name, self.params = "cube2", Params(50, 20)
+        self.name = "cube2"
+        self.params = Params(50, 20)
         corners = self.home[3]
-        self.corners = corners[(self.table[:, corners] != corners).any((0, 2))]
+        moves = self.table[:, corners] != corners
+        self.corners = corners[moves.any((0, 2))]
         """int [7, 3]: the stickers of those that move"""
         self.unit_turns = cost == "len" or actions == 6
 
-    def rank(self, states: jax.Array) -> jax.Array:
+    def rank(self, states: Array) -> Array:
         """A number of each state, all different: uint8 [..., 24] -> int32 [...], below RANKS."""
-        colours = self.goal[self.corners]
-        seen = np.zeros(
-            36, np.int32
-        )  # first two colours of a corner, clockwise -> 3 * which it is + its twist
+        # The first two colors of a corner, clockwise, say which it is, and its twist.
+        colors = self.goal[self.corners]
+        known = np.zeros(36, np.int32)
         for twist in range(3):
-            turned = np.roll(colours, twist, 1)
-            seen[6 * turned[:, 0] + turned[:, 1]] = 3 * np.arange(7) + twist
-        pair = 6 * states[..., self.corners[:, 0]] + states[..., self.corners[:, 1]]
-        corner = jnp.asarray(seen).at[pair].get(mode="promise_in_bounds")
+            first, second, _ = np.roll(colors, twist, 1).T
+            known[6 * first + second] = 3 * np.arange(7) + twist
+        first = states[..., self.corners[:, 0]]
+        second = states[..., self.corners[:, 1]]
+        pair = 6 * first + second
+        corner = jnp.asarray(known).at[pair].get(mode="promise_in_bounds")
+
+        # The seventh twist follows from the other six.
         twists = sum(corner[..., i] % 3 * 3**i for i in range(6))
         return permutation_rank(corner // 3) * 729 + twists
 
-    def distance(self, states: jax.Array) -> jax.Array:
+    def distance(self, states: Array) -> Array:
         """In quarter turns."""
         if not self.unit_turns:
             raise NotImplementedError(
                 f"{self.name}: there is no table of distances for actions that cost one whatever "
                 "they turn; with cost=len there is"
             )
-        return jnp.asarray(_table())[self.rank(states)].astype(jnp.int32)
+        table = jnp.asarray(_table())
+        return table[self.rank(states)].astype(jnp.int32)
 
 
 RANKS = 5040 * 729
+"""orders of seven corners, times twists of six"""
 
 
 @functools.cache
 def _table() -> np.ndarray:
-    return breadth_first(cube := Cube2(), cube.rank, RANKS)
+    cube = Cube2()
+    return breadth_first(cube, cube.rank, RANKS)

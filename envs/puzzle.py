@@ -16,15 +16,18 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+Array = jax.Array
+Arrays = Mapping[str, np.ndarray]
+"""of a file, by name"""
 CHUNK = 4096
 """States that the breadth-first search expands in one go."""
 
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
+    time: Array
     """steps made"""
-    position: jax.Array
+    position: Array
     """uint8 [size]"""
 
 
@@ -71,31 +74,35 @@ class Puzzle(environment.Environment):
 
     # ---- the puzzle ------------------------------------------------------------------------------
 
-    def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
+    def apply(self, states: Array, actions: Array) -> Array:
         """The states after one action each: uint8 [..., size], int32 [...] -> uint8 [..., size]."""
         raise NotImplementedError
 
-    def apply_all(self, states: jax.Array) -> jax.Array:
+    def apply_all(self, states: Array) -> Array:
         """The states after every action: uint8 [n, size] -> uint8 [n, num_actions, size]."""
-        one = lambda action: self.apply(states, jnp.full(len(states), action))
-        return jax.vmap(one, out_axes=1)(jnp.arange(self.num_actions))
 
-    def is_goal(self, states: jax.Array) -> jax.Array:
+        def after(action: Array) -> Array:
+            return self.apply(states, jnp.full(len(states), action))
+
+        actions = jnp.arange(self.num_actions)
+        return jax.vmap(after, out_axes=1)(actions)
+
+    def is_goal(self, states: Array) -> Array:
         """uint8 [..., size] -> bool [...]"""
         return (states == jnp.asarray(self.goal)).all(-1)
 
-    def inputs(self, states: jax.Array) -> jax.Array:
+    def inputs(self, states: Array) -> Array:
         """What a network sees: uint8 [..., size] -> float32 [..., num_inputs], here each entry
         one-hot."""
-        return jax.nn.one_hot(states, self.values).reshape(*states.shape[:-1], self.num_inputs)
+        one_hot = jax.nn.one_hot(states, self.values)
+        return one_hot.reshape(*states.shape[:-1], self.num_inputs)
 
-    def states_of(self, inputs: jax.Array) -> jax.Array:
+    def states_of(self, inputs: Array) -> Array:
         """The inverse of `inputs`."""
-        return (
-            inputs.reshape(*inputs.shape[:-1], self.size, self.values).argmax(-1).astype(jnp.uint8)
-        )
+        one_hot = inputs.reshape(*inputs.shape[:-1], self.size, self.values)
+        return one_hot.argmax(-1).astype(jnp.uint8)
 
-    def distance(self, states: jax.Array) -> jax.Array:
+    def distance(self, states: Array) -> Array:
         """The exact cost of the way to the goal, in moves: uint8 [..., size] -> int32 [...], -1
         where there is no way.
 
@@ -105,7 +112,7 @@ class Puzzle(environment.Environment):
 
     # ---- states ----------------------------------------------------------------------------------
 
-    def walk(self, key: jax.Array, count: int, length: int) -> jax.Array:
+    def walk(self, key: Array, count: int, length: int) -> Array:
         """`count` random walks backwards from the goal, uniform over actions, inverses allowed:
         uint8 [length + 1, count, size], where row k is after k moves (those that were not possible
         counted).
@@ -116,46 +123,49 @@ class Puzzle(environment.Environment):
         start, moves = jax.random.split(key)
         begin = self._begin(start, count)
 
-        def move(states: jax.Array, key: jax.Array) -> tuple:
+        def move(states: Array, key: Array) -> tuple:
             states = self._move(key, states)
             return states, states
 
-        path: jax.Array
-        _, path = jax.lax.scan(move, begin, jax.random.split(moves, length))
-        return self._pose(begin, jnp.concatenate([begin[None], path]))
+        path: Array
+        keys = jax.random.split(moves, length)
+        _, path = jax.lax.scan(move, begin, keys)
+        path = jnp.concatenate([begin[None], path])
+        return self._pose(begin, path)
 
-    def scramble(self, key: jax.Array, steps: jax.Array, longest: int | jax.Array) -> jax.Array:
+    def scramble(self, key: Array, steps: Array, longest: int | Array) -> Array:
         """States after a walk of their own number of moves each: int32 [n], none above `longest` ->
         uint8 [n, size]."""
         start, moves = jax.random.split(key)
         begin = self._begin(start, len(steps))
-        return self._pose(begin, self._wander(moves, begin, steps, longest))
+        reached = self._wander(moves, begin, steps, longest)
+        return self._pose(begin, reached)
 
-    def _wander(
-        self, key: jax.Array, states: jax.Array, steps: jax.Array, longest: int | jax.Array
-    ) -> jax.Array:
+    def _wander(self, key: Array, states: Array, steps: Array, longest: int | Array) -> Array:
         """Each state after its own number of random moves, int32 [n], none above `longest`."""
 
-        def move(k: jax.Array, states: jax.Array) -> jax.Array:
-            return jnp.where(
-                k < steps[:, None], self._move(jax.random.fold_in(key, k), states), states
-            )
+        def move(k: Array, states: Array) -> Array:
+            moved = self._move(jax.random.fold_in(key, k), states)
+            return jnp.where(k < steps[:, None], moved, states)
 
         return jax.lax.fori_loop(0, longest, move, states)
 
-    def _begin(self, key: jax.Array, count: int) -> jax.Array:
+    def _begin(self, key: Array, count: int) -> Array:
         """Where walks begin: uint8 [count, size]."""
-        return jnp.broadcast_to(jnp.asarray(self.goal), (count, self.size))
+        goal = jnp.asarray(self.goal)
+        return jnp.broadcast_to(goal, (count, self.size))
 
-    def _move(self, key: jax.Array, states: jax.Array) -> jax.Array:
-        return self.apply(states, below(key, states.shape[:-1], self.num_actions))
+    def _move(self, key: Array, states: Array) -> Array:
+        """The states after one random action each."""
+        actions = below(key, states.shape[:-1], self.num_actions)
+        return self.apply(states, actions)
 
-    def _pose(self, begin: jax.Array, reached: jax.Array) -> jax.Array:
+    def _pose(self, begin: Array, reached: Array) -> Array:
         """The states to solve, given where walks began [n, size] and what they reached [..., n,
         size]."""
         return reached
 
-    def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def read(self, arrays: Arrays) -> np.ndarray:
         """States out of a file of test problems, such as `np.load(path)` gives: uint8 [n, size].
 
         Raises ValueError for what is no position of this puzzle or cannot be solved, naming the
@@ -177,7 +187,7 @@ class Puzzle(environment.Environment):
     def default_params(self) -> Params:
         return self.params
 
-    def reset_env(self, key: jax.Array, params: Params) -> tuple:
+    def reset_env(self, key: Array, params: Params) -> tuple:
         """A scrambled state; it is drawn anew where the walk came back to the goal."""
         longest = jnp.asarray(params.scramble_steps, jnp.int32)
 
@@ -186,25 +196,28 @@ class Puzzle(environment.Environment):
             steps = 1 + below(length, (1,), longest)
             return key, self.scramble(walk, steps, steps[0])[0]
 
-        solved = jnp.zeros(self.size, jnp.uint8) if self.goal is None else jnp.asarray(self.goal)
-        _, position = jax.lax.while_loop(lambda drawn: self.is_goal(drawn[1]), draw, (key, solved))
+        def solved(drawn: tuple) -> Array:
+            return self.is_goal(drawn[1])
+
+        # Any solved state will do: all zeros where states hold their own goal.
+        goal = self.goal
+        if goal is None:
+            goal = np.zeros(self.size, np.uint8)
+        begin = (key, jnp.asarray(goal))
+        _, position = jax.lax.while_loop(solved, draw, begin)
         return self.inputs(position), State(jnp.int32(0), position)
 
-    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> tuple:
+    def step_env(self, key: Array, state: State, action: Array, params: Params) -> tuple:
         position = self.apply(state.position, action)
         reward = -jnp.asarray(self.costs)[action]
-        return (
-            self.inputs(position),
-            State(state.time + 1, position),
-            reward,
-            self.is_goal(position),
-            {},
-        )
+        terminated = self.is_goal(position)
+        state = State(state.time + 1, position)
+        return self.inputs(position), state, reward, terminated, {}
 
-    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return self.inputs(state.position)
 
-    def is_terminated(self, state: State, params: Params) -> jax.Array:
+    def is_terminated(self, state: State, params: Params) -> Array:
         return self.is_goal(state.position)
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
@@ -218,23 +231,26 @@ class Puzzle(environment.Environment):
         raise NotImplementedError
 
 
-def below(key: jax.Array, shape: tuple[int, ...], count: int | jax.Array) -> jax.Array:
+def below(key: Array, shape: tuple[int, ...], count: int | Array) -> Array:
     """Whole numbers in 0..count-1, int32, uniform to within count / 2**32; `jax.random.randint`
     draws three times as many bits to come nearer, and compiles three times as long."""
-    return (jax.random.bits(key, shape) % jnp.asarray(count).astype(jnp.uint32)).astype(jnp.int32)
+    bits = jax.random.bits(key, shape)
+    count = jnp.asarray(count).astype(jnp.uint32)
+    return (bits % count).astype(jnp.int32)
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def read_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def read_array(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """`arrays[name]`, once it is known to hold whole numbers (or truth values), [n, *shape]."""
     if name not in arrays:
-        raise ValueError(
-            f"there is no array {name!r}, only {', '.join(sorted(arrays)) or 'none at all'}"
-        )
+        known = ", ".join(sorted(arrays)) or "none at all"
+        raise ValueError(f"there is no array {name!r}, only {known}")
     array = np.asarray(arrays[name])
-    if array.dtype.kind not in "iub" or array.shape[1:] != shape or array.ndim != len(shape) + 1:
+    whole = array.dtype.kind in "iub"
+    fits = array.ndim == len(shape) + 1 and array.shape[1:] == shape
+    if not whole or not fits:
         raise ValueError(
             f"{name} is {array.dtype} {list(array.shape)}; it should hold whole numbers, "
             f"[n, {', '.join(map(str, shape))}]"
@@ -249,23 +265,22 @@ def not_permutation(state: np.ndarray) -> str:
         if not 0 <= value < n:
             return f"entry {i} is {value}; entries lie in 0..{n - 1}"
     count = np.bincount(state, minlength=n)
-    return (
-        f"{count.argmax()} is there {count.max()} times, {count.argmin()} never"
-        if count.max() > 1
-        else ""
-    )
+    if count.max() > 1:
+        return f"{count.argmax()} is there {count.max()} times, {count.argmin()} never"
+    return ""
 
 
 def odd(permutation: np.ndarray) -> bool:
     """Whether it takes an odd number of swaps to sort."""
-    inversions = np.triu(permutation[:, None] > permutation, 1).sum()
+    larger = permutation[:, None] > permutation
+    inversions = np.triu(larger, 1).sum()
     return bool(inversions % 2)
 
 
 # ---- exact distances -----------------------------------------------------------------------------
 
 
-def permutation_rank(states: jax.Array) -> jax.Array:
+def permutation_rank(states: Array) -> Array:
     """Place of each permutation of 0..n-1 in lexical order: [..., n], n <= 12 -> int32 [...]."""
     n = states.shape[-1]
     entries = [states[..., i] for i in range(n)]
@@ -283,30 +298,35 @@ def breadth_first(puzzle: Puzzle, rank: Any, ranks: int) -> np.ndarray:
     Args:
       rank: uint8 [n, size] -> int32 [n], a number of each state below `ranks`.
     """
-    with jax.ensure_compile_time_eval():  # also where a trace asks for the table
+    # A trace may ask for the table too.
+    with jax.ensure_compile_time_eval():
         return _breadth_first(puzzle, rank, ranks)
 
 
 def _breadth_first(puzzle: Puzzle, rank: Any, ranks: int) -> np.ndarray:
     @jax.jit
-    def expand(states: jax.Array) -> tuple:
-        children = puzzle.apply_all(states).reshape(-1, puzzle.size)
+    def expand(states: Array) -> tuple:
+        children = puzzle.apply_all(states)
+        children = children.reshape(-1, puzzle.size)
         return children, rank(children)
 
-    table, owner = np.full(ranks, -1, np.int8), np.zeros(ranks, np.int32)
+    table = np.full(ranks, -1, np.int8)
+    owner = np.zeros(ranks, np.int32)
     frontier = np.asarray(puzzle.goal)[None]
-    table[np.asarray(rank(jnp.asarray(frontier)))] = 0
+    number = rank(jnp.asarray(frontier))
+    table[np.asarray(number)] = 0
     depth = 0
     while len(frontier):
         depth += 1
         found = []
         for begin in range(0, len(frontier), CHUNK):
-            chunk = np.resize(
-                frontier[begin : begin + CHUNK], (CHUNK, puzzle.size)
-            )  # repeats, so that it is full
+            # The last chunk is filled up with repeats, so that all have one shape.
+            chunk = frontier[begin : begin + CHUNK]
+            chunk = np.resize(chunk, (CHUNK, puzzle.size))
             children, number = map(np.asarray, expand(chunk))
+            # Of equal children, the last is kept.
             new = np.flatnonzero(table[number] < 0)
-            owner[number[new]] = new  # the last of equal children
+            owner[number[new]] = new
             new = new[owner[number[new]] == new]
             table[number[new]] = depth
             found.append(children[new])
@@ -318,14 +338,15 @@ def _breadth_first(puzzle: Puzzle, rank: Any, ranks: int) -> np.ndarray:
 
 
 LINE = 40
-"""grey of the lines between squares"""
+"""gray of the lines between squares"""
 
 
-def tiled(colours: np.ndarray, side: int = 32, line: int = 2) -> np.ndarray:
+def tiled(colors: np.ndarray, side: int = 32, line: int = 2) -> np.ndarray:
     """Squares of `side` pixels with dark lines between them: uint8 [h, w, 3] -> uint8 [h * side, w
     * side, 3]."""
-    picture = colours.repeat(side, 0).repeat(side, 1)
-    grid = np.arange(side) < line
-    rows, columns = np.tile(grid, colours.shape[0]), np.tile(grid, colours.shape[1])
-    picture[rows[:, None] | columns] = LINE
+    picture = colors.repeat(side, 0).repeat(side, 1)
+    height, width = picture.shape[:2]
+    in_rows = np.arange(height) % side < line
+    in_columns = np.arange(width) % side < line
+    picture[in_rows[:, None] | in_columns] = LINE
     return picture

@@ -2,11 +2,11 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .puzzle import (
+    Array,
     Params,
     Puzzle,
     State,
@@ -17,10 +17,25 @@ from .puzzle import (
     tiled,
 )
 
-DIGITS = ("75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717")
+DIGITS = (
+    "75557",
+    "26227",
+    "71747",
+    "71717",
+    "55711",
+    "74717",
+    "74757",
+    "71111",
+    "75757",
+    "75717",
+)
 """3 x 5 dots each: five rows from the top, three bits to a row"""
 CELL = 32
 """pixels of a tile's side"""
+AT_HOME = (198, 224, 180)
+ELSEWHERE = (250, 220, 170)
+INK = 40
+BLANK = 90
 
 
 class Tiles(Puzzle):
@@ -40,24 +55,28 @@ class Tiles(Puzzle):
         self.side = side
         self.size = self.values = side * side
         self.name = f"tile{self.size - 1}"
-        self.goal = np.roll(np.arange(self.size, dtype=np.uint8), -1)
+        tiles = np.arange(self.size, dtype=np.uint8)
+        self.goal = np.roll(tiles, -1)
         self.params = Params(side**4, 500 if side <= 5 else 1000)
-        row, column = np.divmod(np.arange(self.size)[:, None], side)
-        row, column = row + [1, -1, 0, 0], column + [0, 0, 1, -1]
-        inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-        self.moves = np.where(inside, row * side + column, np.arange(self.size)[:, None]).astype(
-            np.int32
-        )
+        cell = np.arange(self.size)[:, None]
+        row = cell // side + [1, -1, 0, 0]
+        column = cell % side + [0, 0, 1, -1]
+        row_inside = (row >= 0) & (row < side)
+        column_inside = (column >= 0) & (column < side)
+        moves = np.where(row_inside & column_inside, row * side + column, cell)
+        self.moves = moves.astype(np.int32)
         """int32 [size, 4]: where the blank goes; where it is, if it cannot move"""
 
-    def apply(self, states: jax.Array, actions: jax.Array) -> jax.Array:
+    def apply(self, states: Array, actions: Array) -> Array:
         cell = jnp.arange(self.size)
         blank = jnp.where(states == 0, cell, 0).sum(-1)
-        after = jnp.asarray(self.moves)[blank, actions][..., None]
-        tile = jnp.where(cell == after, states, 0).max(-1, keepdims=True)
-        return jnp.where(
-            cell == blank[..., None], tile, jnp.where(cell == after, 0, states)
-        ).astype(jnp.uint8)
+        after = jnp.asarray(self.moves)[blank, actions]
+        at_blank = cell == blank[..., None]
+        at_after = cell == after[..., None]
+        tile = jnp.where(at_after, states, 0).max(-1, keepdims=True)
+        without = jnp.where(at_after, 0, states)
+        swapped = jnp.where(at_blank, tile, without)
+        return swapped.astype(jnp.uint8)
 
     def fault(self, state: np.ndarray) -> str:
         if why := not_permutation(state):
@@ -69,76 +88,85 @@ class Tiles(Puzzle):
             return "it cannot be solved: the permutation of the tiles has the wrong parity"
         return ""
 
-    def distance(self, states: jax.Array) -> jax.Array:
+    def distance(self, states: Array) -> Array:
         if self.side > 3:
             return super().distance(states)
-        return jnp.asarray(_table())[permutation_rank(states)].astype(jnp.int32)
+        table = jnp.asarray(_table())
+        return table[permutation_rank(states)].astype(jnp.int32)
 
     # ---- heuristics, none above the distance -----------------------------------------------------
 
-    def manhattan(self, states: jax.Array) -> jax.Array:
+    def manhattan(self, states: Array) -> Array:
         """Rows and columns between each tile and its place: uint8 [..., size] -> int32 [...]."""
-        cell, place = np.arange(self.size), states.astype(jnp.int32) - 1
-        away = abs(place // self.side - cell // self.side) + abs(
-            place % self.side - cell % self.side
-        )
-        return jnp.where(states > 0, away, 0).sum(-1, dtype=jnp.int32)
+        cell = np.arange(self.size)
+        place = states.astype(jnp.int32) - 1
+        rows = abs(place // self.side - cell // self.side)
+        columns = abs(place % self.side - cell % self.side)
+        away = jnp.where(states > 0, rows + columns, 0)
+        return away.sum(-1, dtype=jnp.int32)
 
-    def linear_conflict(self, states: jax.Array) -> jax.Array:
+    def linear_conflict(self, states: Array) -> Array:
         """Manhattan distance, and two moves more for each tile that must leave its row or column to
         let others of that line pass (Hansson, Mayer and Yung 1992): uint8 [..., size] -> int32
         [...]."""
-        grid = states.reshape(*states.shape[:-1], self.side, self.side).astype(jnp.int32)
+        grid = states.reshape(*states.shape[:-1], self.side, self.side)
+        grid = grid.astype(jnp.int32)
         line = np.arange(self.side)[:, None]
-        place = grid - 1
-        across = jnp.where((grid > 0) & (place // self.side == line), place % self.side, -1)
-        grid, place = grid.swapaxes(-1, -2), place.swapaxes(-1, -2)
-        down = jnp.where((grid > 0) & (place % self.side == line), place // self.side, -1)
-        return self.manhattan(states) + 2 * (_leave(across) + _leave(down)).sum(-1, dtype=jnp.int32)
+        row, column = jnp.divmod(grid - 1, self.side)
+        # Of each row, where its own tiles belong in it; -1 elsewhere. Then the same of columns.
+        in_row = (grid > 0) & (row == line)
+        in_column = (grid > 0) & (column == line.T)
+        across = jnp.where(in_row, column, -1)
+        down = jnp.where(in_column, row, -1)
+        leaving = _leave(across) + _leave(down.swapaxes(-1, -2))
+        return self.manhattan(states) + 2 * leaving.sum(-1, dtype=jnp.int32)
 
     # ---- pictures --------------------------------------------------------------------------------
 
     def render(self, state: State, params: Params | None = None) -> np.ndarray:
         tiles = np.asarray(state.position).reshape(self.side, self.side)
         home = tiles == self.goal.reshape(tiles.shape)
-        colours = np.where(home[..., None], [198, 224, 180], [250, 220, 170]).astype(np.uint8)
-        colours[tiles == 0] = 90
-        picture = tiled(colours, CELL)
+        colors = np.where(home[..., None], AT_HOME, ELSEWHERE)
+        colors[tiles == 0] = BLANK
+        picture = tiled(colors.astype(np.uint8), CELL)
         for (row, column), tile in np.ndenumerate(tiles):
             if tile:
-                _write(str(tile), picture[row * CELL :, column * CELL :][:CELL, :CELL])
+                rest = picture[row * CELL :, column * CELL :]
+                _write(str(tile), rest[:CELL, :CELL])
         return picture
 
 
-def _leave(places: jax.Array) -> jax.Array:
+def _leave(places: Array) -> Array:
     """How many tiles of a line must leave it so that the rest are in order: those beside a longest
     increasing subsequence. int32 [..., n], where -1 is no tile of this line -> int32 [...]."""
-    longest: list[
-        jax.Array
-    ] = []  # increasing subsequence that ends in each cell; 0 where there is no tile of the line
+    # The longest increasing subsequence that ends in each cell; 0 without a tile of the line.
+    longest: list[Array] = []
     for j in range(places.shape[-1]):
         here = places[..., j]
         best = jnp.zeros_like(here)
         for i in range(j):
-            best = jnp.where(places[..., i] < here, jnp.maximum(best, longest[i]), best)
+            longer = jnp.maximum(best, longest[i])
+            best = jnp.where(places[..., i] < here, longer, best)
         longest.append(jnp.where(here >= 0, 1 + best, 0))
-    return (places >= 0).sum(-1) - jnp.stack(longest).max(0)
+    count = (places >= 0).sum(-1)
+    return count - jnp.stack(longest).max(0)
 
 
 def _write(number: str, picture: np.ndarray) -> None:
     """Draw a number into the middle of a tile."""
-    bits = [
-        np.unpackbits(np.array([[int(row)] for row in DIGITS[int(digit)]], np.uint8), axis=1)
-        for digit in number
-    ]
-    dots = (
-        np.concatenate([rows[:, 4:] for rows in bits], 1)[:, 1:]
-        .repeat(3, 0)
-        .repeat(3, 1)
-        .astype(bool)
-    )
-    top, left = (np.array(picture.shape[:2]) - dots.shape) // 2 + 1
-    picture[top : top + len(dots), left : left + dots.shape[1]][dots] = 40
+    digits = []
+    for digit in number:
+        rows = np.array(list(DIGITS[int(digit)]), np.uint8)
+        bits = np.unpackbits(rows[:, None], axis=1)
+        # Four bits a row: the first, a blank, keeps the digits apart.
+        digits.append(bits[:, 4:])
+    dots = np.concatenate(digits, 1)[:, 1:]
+    dots = dots.repeat(3, 0).repeat(3, 1)
+    height, width = dots.shape
+    top = (picture.shape[0] - height) // 2 + 1
+    left = (picture.shape[1] - width) // 2 + 1
+    square = picture[top : top + height, left : left + width]
+    square[dots > 0] = INK
 
 
 @functools.cache

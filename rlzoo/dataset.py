@@ -527,6 +527,34 @@ def _naming(name: str) -> Iterator[None]:
         raise Refused(f"dataset {name}: {error}") from None
 
 
+def recorded(env: Env, key: jax.Array) -> Dataset:
+    """The data set that an environment makes of itself, by scripts of its own; in compiled code too.
+
+    Such an environment has `record(key, params)`, which gives arrays [episodes, length, ...] by the
+    names of a transition's fields, and others, which become `extra`.
+
+    Raises `Refused` where the environment has none.
+    """
+    if not hasattr(env.inner, "record"):
+        raise Refused(
+            f"{env.id} makes no data set of its own, so give one: --dataset FILE "
+            "(rlzoo data collect RUN --out FILE records one)"
+        )
+    arrays = env.inner.record(key, env.one_params())
+    episodes, length = arrays["reward"].shape
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items()}
+    known = {name: flat.pop(name) for name in Transition._fields}
+    return Dataset(
+        **known,
+        starts=length * jnp.arange(episodes + 1),
+        extra=flat,
+        obs_mean=known["obs"].mean(0),
+        obs_std=known["obs"].std(0),
+        env=env.id,
+        source="its own script",
+    )
+
+
 def save(dataset: Dataset, path: str | Path) -> None:
     """Write a data set as .npz, or as .hdf5 with D4RL's names; `load` gives back the same bits."""
     weights = {} if dataset.weights is None else {"weights": np.asarray(dataset.weights)}

@@ -127,6 +127,11 @@ class Env:
         return self._spec[0].shape
 
     @property
+    def is_image(self) -> bool:
+        """Whether observations are [height, width, channels], large enough for 3x3 patches."""
+        return len(self.obs_shape) == 3 and min(self.obs_shape[:2]) >= 3
+
+    @property
     def obs_dtype(self) -> Any:
         return self._spec[0].dtype
 
@@ -375,12 +380,12 @@ class Env:
     def _spec(self) -> tuple:
         """(obs, inner) of one environment after a step, as shapes and dtypes."""
 
-        def one(key: jax.Array) -> tuple:
-            params = self.one_params()
+        def one() -> tuple:
+            key, params = jax.random.key(0), self.one_params()
             _, inner = self.inner.reset_env(key, params)
             return self.inner.step_env(key, inner, self.action_space.sample(key), params)[:2]
 
-        return jax.eval_shape(one, jax.random.key(0))
+        return jax.eval_shape(one)
 
 
 # ---- whole episodes ------------------------------------------------------------------------------

@@ -29,16 +29,21 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (self.features, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        shape = (self.features, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[:1])
         return x @ kernel.T + bias
 
 
 def patches3x3(images: Array) -> Array:
     """The 3x3 patches of images [..., h, w, c] that lie inside: [..., h - 2, w - 2, 9 c]."""
-    height, width = images.shape[-3] - 2, images.shape[-2] - 2
-    corners = [(row, column) for row in range(3) for column in range(3)]
-    parts = [images[..., i : i + height, j : j + width, :] for i, j in corners]
+    height = images.shape[-3] - 2
+    width = images.shape[-2] - 2
+    parts = []
+    for row in range(3):
+        for column in range(3):
+            rows = images[..., row : row + height, :, :]
+            parts.append(rows[..., column : column + width, :])
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -52,8 +57,9 @@ class Conv3x3(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
+        patches = patches3x3(images)
         dense = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init)
-        return dense(patches3x3(images))
+        return dense(patches)
 
 
 def permutations(key: Array, count: int, size: int) -> Array:
@@ -63,7 +69,8 @@ def permutations(key: Array, count: int, size: int) -> Array:
     high bits are alike keep their order: for a size of 2**k this happens to a pair once in
     2**(32 - k).
     """
+    index = jnp.arange(size, dtype=jnp.uint32)
     low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
     bits = jax.random.bits(key, (count, size))
-    words = (bits & ~low) | jnp.arange(size, dtype=jnp.uint32)
-    return (jax.lax.sort(words) & low).astype(jnp.int32)
+    words = jax.lax.sort((bits & ~low) | index)
+    return (words & low).astype(jnp.int32)

@@ -26,35 +26,45 @@ class RunningStats:
     @classmethod
     def init(cls, example: Any) -> "RunningStats":
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), example)
-        return cls(zeros, jax.tree.map(jnp.ones_like, zeros), jnp.float32(0))
+        ones = jax.tree.map(jnp.ones_like, zeros)
+        return cls(zeros, ones, jnp.float32(0))
 
     def update(self, batch: Any) -> "RunningStats":
         """Take in `batch`, whose leaves have any number of leading axes before the example's."""
-        leaf, example = jax.tree.leaves(batch)[0], jax.tree.leaves(self.mean)[0]
+        leaf = jax.tree.leaves(batch)[0]
+        example = jax.tree.leaves(self.mean)[0]
         axes = tuple(range(leaf.ndim - example.ndim))
         n = float(leaf.size // max(example.size, 1))
         total = self.count + n
 
-        def merge(mean: jax.Array, var: jax.Array, x: jax.Array) -> tuple:
-            x = x.astype(jnp.float32)
-            batch_mean = x.mean(axes)
-            delta = batch_mean - mean
-            m2 = var * self.count + x.var(axes) * n + delta**2 * self.count * n / total
-            return mean + delta * n / total, m2 / total
+        def new_mean(mean: jax.Array, x: jax.Array) -> jax.Array:
+            delta = x.astype(jnp.float32).mean(axes) - mean
+            return mean + delta * n / total
 
-        merged = jax.tree.map(merge, self.mean, self.var, batch)
-        pick = lambda i: jax.tree.map(lambda _, pair: pair[i], self.mean, merged)
-        return RunningStats(pick(0), pick(1), total)
+        def new_var(mean: jax.Array, var: jax.Array, x: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            delta = x.mean(axes) - mean
+            between = delta**2 * self.count * n / total
+            squares = var * self.count + x.var(axes) * n + between
+            return squares / total
+
+        mean = jax.tree.map(new_mean, self.mean, batch)
+        var = jax.tree.map(new_var, self.mean, self.var, batch)
+        return RunningStats(mean, var, total)
 
     def normalize(self, x: Any, clip: float = 10.0) -> Any:
-        """Centre and scale `x` (any leading axes), clipped to [-clip, clip]."""
-        one = lambda mean, var, x: jnp.clip((x - mean) / jnp.sqrt(var + 1e-8), -clip, clip)
+        """Center and scale `x` (any leading axes), clipped to [-clip, clip]."""
+
+        def one(mean: jax.Array, var: jax.Array, x: jax.Array) -> jax.Array:
+            scaled = (x - mean) / jnp.sqrt(var + 1e-8)
+            return jnp.clip(scaled, -clip, clip)
+
         return jax.tree.map(one, self.mean, self.var, x)
 
 
 @struct.dataclass
 class RewardScale:
-    """Divides rewards by the running standard deviation of the discounted return; does not centre
+    """Divides rewards by the running standard deviation of the discounted return; does not center
     them."""
 
     stats: RunningStats
@@ -71,11 +81,13 @@ class RewardScale:
         """Take in a rollout's `reward` and `done` [length, num_envs]; returns the scaled rewards
         too."""
 
-        def body(ret: jax.Array, x: tuple) -> tuple:
-            ret = x[0] + discount * ret
-            return jnp.where(x[1], 0.0, ret), ret
+        def body(ret: jax.Array, step: tuple) -> tuple:
+            reward, done = step
+            ret = reward + discount * ret
+            return jnp.where(done, 0.0, ret), ret
 
         returns: jax.Array
         last, returns = jax.lax.scan(body, self.returns, (reward, done))
         stats = self.stats.update(returns)
-        return RewardScale(stats, last), jnp.clip(reward / jnp.sqrt(stats.var + 1e-8), -10.0, 10.0)
+        scaled = reward / jnp.sqrt(stats.var + 1e-8)
+        return RewardScale(stats, last), jnp.clip(scaled, -10.0, 10.0)

@@ -90,6 +90,10 @@ class ObservationReward(Probe):
 
     random = True
 
+    def terminates(self, next_obs: jax.Array, params: Any) -> jax.Array:
+        """Every step does."""
+        return jnp.ones(next_obs.shape[:-1], bool)
+
     def see(self, state: State) -> jax.Array:
         return state.sign[None]
 

@@ -42,6 +42,12 @@ TINY = {
     "v_max": 2.0,
     # imitation
     "discriminator_steps": 3,
+    # learnt models
+    "model_hidden": (4, 4),
+    "model_every": 4,
+    "model_epochs": 2,
+    "rollouts_per_step": 2,
+    "epoch_length": 8,
     # searches
     "warmup_steps": 4,
     "scramble": 3,
@@ -53,6 +59,10 @@ LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
 KINDS = ["online", "offline", "imitation", "model-based", "search", "tabular", "games"]
 ACTIONS = ["discrete", "continuous", "discrete and continuous"]
 SECTIONS = ["networks", "state", "losses", "algorithm"]
+TABLES = ["state", "planning", "algorithm"]
+"""The sections of a file that keeps tables, where there is no network to train."""
+ENVS = {"search": "lights-out2", "tabular": "river-swim", "games": "matrix-game2"}
+"""For kinds that take no probe"""
 VARIANTS = {
     "make",
     # what an algorithm is about
@@ -60,7 +70,6 @@ VARIANTS = {
     "td_target",
     "critic_loss",
     "actor_loss",
-    "alpha_loss",
     "value_loss",
     # Q* holds edges in its open list, A* nodes
     "network",
@@ -92,7 +101,7 @@ def kind_of(name):
 def test_docstring(name):
     doc = ast.get_docstring(ast.parse(flags.find(name).read_text()))
     lines = doc.splitlines()
-    assert re.match(r"[A-Z][\w+* /().-]*: \S", lines[0]), "it starts with 'NAME: what it is'"
+    assert re.match(r"[A-Za-z][\w+* /().-]*: \S", lines[0]), "it starts with 'NAME: what it is'"
     labels = re.findall(r"^([A-Z][a-z]+):", "\n".join(lines[1:]), re.M)
     assert labels == LABELS
     assert len(lines) <= 25
@@ -108,13 +117,15 @@ def test_order_and_size(name):
     assert len(code_lines(text)) <= 400
     assert max(map(len, text.splitlines())) <= 100
     assert all(field.doc for field in flags.read(path).fields), "every field has a docstring"
-    search = kind_of(name).how == "search"
+    how = kind_of(name).how
+    search = how == "search"
+    sections = TABLES if how in ("tabular", "games") else SECTIONS
     dividers = re.findall(r"^# -{2,} (.+?) -+$", text, re.M)
-    assert dividers == [*SECTIONS, *["search"] * search]
+    assert dividers == [*sections, *["search"] * search]
     places = [text.index("class Config")]
-    places += [text.index(f"# ---- {section} ") for section in SECTIONS]
+    places += [text.index(f"# ---- {section} ") for section in sections]
     places += [text.index("\ndef make(")]
-    places += [text.index(f"# ---- {section} ") for section in dividers[len(SECTIONS) :]]
+    places += [text.index(f"# ---- {section} ") for section in dividers[len(sections) :]]
     places += [text.index('\nif __name__ == "__main__":')]
     assert places == sorted(places)
     ending = f"rlzoo.main(make, Config{', solver' * search})"
@@ -181,7 +192,7 @@ def tiny(name):
     module, kind = load(flags.find(name)), kind_of(name)
     continuous = kind.actions == "continuous"
     env = "probe-action-continuous" if continuous else "probe-action"
-    env = "lights-out2" if kind.how == "search" else env
+    env = ENVS.get(kind.how, env)
     fields = {field.name for field in dataclasses.fields(module.Config)}
     values = {field: value for field, value in TINY.items() if field in fields}
     if "hidden" in fields:

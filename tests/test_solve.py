@@ -195,7 +195,7 @@ def files(tmp_path_factory):
     np.savez(folder / "bad.npz", states=bad)
     np.savez(folder / "good.npz", states=bad[:2])
     np.savez(folder / "boards.npz", boards=bad)
-    np.savez(folder / "colours.npz", states=np.arange(6).repeat(9)[None])
+    np.savez(folder / "colors.npz", states=np.arange(6).repeat(9)[None])
     (folder / "text.npz").write_text("states")
     (folder / "taken").mkdir()
     (folder / "taken" / "solutions.csv").write_text("")
@@ -209,8 +209,8 @@ def files(tmp_path_factory):
         ("{files}/boards.npz", "there is no array 'states', only boards"),
         ("{files}/text.npz", "text.npz holds no states of tile8"),
         (
-            "{files}/colours.npz --env cube3",
-            "state 0: these are colours, 0..5; stickers are numbered",
+            "{files}/colors.npz --env cube3",
+            "state 0: these are colors, 0..5; stickers are numbered",
         ),
         ("nonsense", "--solve 'nonsense' is neither a file nor scramble:MOVES"),
         ("scramble:far", "--solve 'scramble:far' should read scramble:MOVES"),

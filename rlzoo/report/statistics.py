@@ -23,16 +23,20 @@ def iqm(scores: Any, axis: int | tuple[int, ...] | None = None) -> Any:
     All scores are pooled, runs and tasks together, unless `axis` names what to pool.
     """
     scores = np.asarray(scores, float)
-    pooled = np.atleast_1d(np.arange(scores.ndim) if axis is None else axis) % max(scores.ndim, 1)
-    kept = [a for a in range(scores.ndim) if a not in pooled]
     if not scores.size:
         raise ValueError("iqm of no scores")
-    rows = scores.transpose(*kept, *pooled).reshape([scores.shape[a] for a in kept] + [-1])
-    rows, cut = np.sort(rows, axis=-1), rows.shape[-1] // 4
+    if axis is None:
+        axis = tuple(range(scores.ndim))
+    pooled = np.atleast_1d(axis).astype(int) % max(scores.ndim, 1)
+    kept = [a for a in range(scores.ndim) if a not in pooled]
+    shape = [scores.shape[a] for a in kept]
+    rows = scores.transpose(*kept, *pooled).reshape(*shape, -1)
+    rows = np.sort(rows, axis=-1)
+    cut = rows.shape[-1] // 4
     middle = rows[..., cut : rows.shape[-1] - cut].mean(-1)
-    return np.where(np.isnan(rows[..., -1]), np.nan, middle)[
-        ()
-    ]  # NaN is sorted last, where the cut hides it
+    # NaN is sorted last, where the cut hides it.
+    has_nan = np.isnan(rows[..., -1])
+    return np.where(has_nan, np.nan, middle)[()]
 
 
 def bootstrap_ci(
@@ -54,9 +58,12 @@ def bootstrap_ci(
             f"scores must be [runs] or [runs, tasks], and not empty; got shape {scores.shape}"
         )
     table = scores.reshape(len(scores), -1)
-    picks = np.random.default_rng(seed).integers(len(table), size=(reps, *table.shape))
-    resampled = table[picks, np.arange(table.shape[1])]  # [reps, runs, tasks]
-    low, high = _interval(statistic(resampled, axis=(1, 2)), level, runs=len(table))
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(table), size=(reps, *table.shape))
+    tasks = np.arange(table.shape[1])
+    resampled = table[picks, tasks]  # [reps, runs, tasks]
+    replicates = statistic(resampled, axis=(1, 2))
+    low, high = _interval(replicates, level, runs=len(table))
     return float(low), float(high)
 
 
@@ -66,10 +73,11 @@ def iqm_curve(
     """IQM, low and high, [points] each, of learning curves [runs, points]; whole runs are
     resampled."""
     scores = np.asarray(scores, float)
-    picks = np.random.default_rng(seed).integers(len(scores), size=(reps, len(scores)))
-    low, high = _interval(
-        np.stack([iqm(v[picks], axis=1) for v in scores.T], axis=1), level, len(scores)
-    )
+    rng = np.random.default_rng(seed)
+    runs = len(scores)
+    picks = rng.integers(runs, size=(reps, runs))
+    replicates = [iqm(point[picks], axis=1) for point in scores.T]
+    low, high = _interval(np.stack(replicates, axis=1), level, runs)
     return iqm(scores, axis=0), low, high
 
 
@@ -82,21 +90,26 @@ def probability_of_improvement(
     x, y: [runs], [runs, tasks], or {task: [runs]}. A NaN loses to every number, and ties with
     another NaN.
     """
-    x, y = _by_task(x), _by_task(y)
+    x = _by_task(x)
+    y = _by_task(y)
     shared = [task for task in x if task in y]
     if not shared:
         raise ValueError(f"no task in common: {list(x)} and {list(y)}")
-    rng, estimate, replicates = np.random.default_rng(seed), 0.0, np.zeros(reps)
+    rng = np.random.default_rng(seed)
+    estimate = 0.0
+    replicates = np.zeros(reps)
     for task in shared:
-        a, b = (np.where(np.isnan(scores), -np.inf, scores) for scores in (x[task], y[task]))
-        wins = (a[:, None] > b) + 0.5 * (a[:, None] == b)  # [runs of x, runs of y]
-        # of a resample, it only matters how often it holds each run
-        of_a, of_b = (rng.multinomial(n, np.full(n, 1 / n), size=reps) for n in wins.shape)
-        replicates += np.einsum("ri,ri->r", of_a @ wins, of_b) / (wins.size * len(shared))
+        a = _nan_loses(x[task])[:, None]
+        b = _nan_loses(y[task])
+        wins = (a > b) + 0.5 * (a == b)  # [runs of x, runs of y]
+        # Of a resample, it only matters how often it holds each run.
+        times_a = _resampled(rng, len(a), reps)
+        times_b = _resampled(rng, len(b), reps)
+        total = np.einsum("ri,ri->r", times_a @ wins, times_b)
+        replicates += total / (wins.size * len(shared))
         estimate += float(wins.mean()) / len(shared)
-    low, high = _interval(
-        replicates, level, runs=min(len(side[task]) for side in (x, y) for task in shared)
-    )
+    fewest = min(len(side[task]) for side in (x, y) for task in shared)
+    low, high = _interval(replicates, level, fewest)
     return estimate, float(low), float(high)
 
 
@@ -110,40 +123,53 @@ def summarize(
     them all, `diverged` those that are marked as such or have a score that is not finite. None is
     no score, and no failure.
     """
+    known = ("member", "seed", "diverged", "steps_to_threshold")
     settings: dict[str, tuple[dict[str, Any], list[float | None]]] = {}
     for member in members:
-        known = ("member", "seed", "diverged", "steps_to_threshold")
         swept = {k: v for k, v in member.items() if k not in known and "/" not in k}
         score = np.nan if member.get("diverged") else member.get(metric)
-        settings.setdefault(repr(swept), (swept, []))[1].append(score)
-    return [
-        swept | describe(np.array([s for s in scores if s is not None])) | {"seeds": len(scores)}
-        for swept, scores in settings.values()
-    ]
+        _, scores = settings.setdefault(repr(swept), (swept, []))
+        scores.append(score)
+    rows = []
+    for swept, scores in settings.values():
+        there = np.array([score for score in scores if score is not None])
+        rows.append(swept | describe(there) | {"seeds": len(scores)})
+    return rows
 
 
 def describe(scores: np.ndarray) -> dict[str, Any]:
+    """The statistics of one setting's scores [runs], by name; None: undefined."""
     good = scores[np.isfinite(scores)]
-    values = [np.nan] * 5
+    values = dict.fromkeys(("iqm", "low", "high", "mean", "std"), np.nan)
     if good.size:
-        values = [
-            iqm(good),
-            *bootstrap_ci(good),
-            good.mean(),
-            good.std(ddof=1) if good.size > 1 else np.nan,
-        ]
-    named = zip(("iqm", "low", "high", "mean", "std"), values, strict=True)
-    row = {name: float(value) if np.isfinite(value) else None for name, value in named}
+        low, high = bootstrap_ci(good)
+        values |= {"iqm": iqm(good), "low": low, "high": high, "mean": good.mean()}
+    if good.size > 1:
+        values["std"] = good.std(ddof=1)
+    row = {name: float(x) if np.isfinite(x) else None for name, x in values.items()}
     return row | {"seeds": len(scores), "diverged": len(scores) - len(good)}
 
 
+def _nan_loses(scores: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(scores), -np.inf, scores)
+
+
+def _resampled(rng: np.random.Generator, runs: int, reps: int) -> np.ndarray:
+    """How often each run is in each resample: int [reps, runs]."""
+    return rng.multinomial(runs, np.full(runs, 1 / runs), size=reps)
+
+
 def _interval(replicates: np.ndarray, level: float, runs: int) -> np.ndarray:
+    """The percentiles (low, high) over the first axis; NaN for a single run."""
     if runs < 2:
         return np.full((2, *replicates.shape[1:]), np.nan)
-    return np.percentile(replicates, [50 - 50 * level, 50 + 50 * level], axis=0)
+    ends = [50 - 50 * level, 50 + 50 * level]
+    return np.percentile(replicates, ends, axis=0)
 
 
 def _by_task(scores: Any) -> dict[Any, np.ndarray]:
+    """{task: scores [runs]}"""
     if isinstance(scores, Mapping):
         return {task: np.asarray(runs, float) for task, runs in scores.items()}
-    return dict(enumerate(np.asarray(scores, float).reshape(len(scores), -1).T))
+    table = np.asarray(scores, float).reshape(len(scores), -1)
+    return dict(enumerate(table.T))

@@ -14,9 +14,19 @@ Rule = Callable[[Array, Any], Array]
 
 
 def rule(name: str, inner: Any) -> Rule | None:
-    """The rule of the environment called `name`, with any brax backend; None where none is known,
-    also where frames are stacked, which changes observations."""
-    return None if _stacked(inner) else RULES.get(name.partition(":")[0])
+    """The rule of the environment called `name`, with any brax backend: its own method
+    `terminates(next_obs, params)`, or one of `RULES`. None where none is known, also where frames
+    are stacked, which changes observations."""
+    if _stacked(inner):
+        return None
+    return _own(inner) or RULES.get(name.partition(":")[0])
+
+
+def _own(inner: Any) -> Rule | None:
+    """The method `terminates` of an environment, or of the one that it wraps."""
+    if isinstance(inner, wrappers.Wrapper) and not hasattr(inner, "terminates"):
+        return _own(inner.env)
+    return getattr(inner, "terminates", None)
 
 
 def _stacked(inner: Any) -> bool:

@@ -1,0 +1,462 @@
+"""MBPO: SAC on short rollouts in a learnt model (model-based policy optimization).
+
+Paper: Janner et al. 2019 (arXiv 1906.08253), algorithm 2; sizes and details as in the released code
+    of MEX (Liu et al. 2023, arXiv 2305.18258). SAC: Haarnoja et al. 2018 (arXiv 1812.05905).
+Kind: model-based, actor-critic, continuous
+Run: python algorithms/mbpo.py --env Pendulum-v1 --seeds 5
+    The authors' hopper: python algorithms/mbpo.py --env brax/hopper --total-steps 130_000
+    --learning-starts 5_000 --no-random-start --updates-per-step 40 --hidden 512 512
+    --batch-size 256 --learning-rate 3e-4 --target-every 4 --no-tune-alpha --alpha 0.2
+    --model-hidden 200 200 200 200 --rollouts-per-step 400 --rollout-schedule 20 150 1 15
+Result: a return of -200 or better on Pendulum within 2,500 steps; results/mex
+Metrics: those of sac.py, with averages over the model's rows, and of each fit of the model
+    loss/model          mean training loss of the last epoch: twice the negative log-likelihood
+    train/model_error   mean squared error on held-out rows; it should fall from fit to fit
+    train/model_epochs  epochs until it no longer fell
+Deviations:
+    One network is the default, as in that code; the paper has 7 and 5 elites. No real data in the
+    batches, as there. At most model_epochs epochs, 1,000 rows held out, no decay of biases.
+    Rows of the model are forgotten by their number, so later where rollouts have terminated.
+    Several environments may be stepped together; the defaults suit Pendulum on a CPU.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+import rlzoo
+from rlzoo.dynamics import Ensemble, EnsembleState, rollout
+from rlzoo.env import EnvState
+from rlzoo.fast import Linear
+
+
+@rlzoo.config
+class Config:
+    env: str = rlzoo.static("Pendulum-v1")
+    """environment id"""
+    total_steps: int = rlzoo.static(2_500, least=1)
+    """environment steps of each member"""
+    num_envs: int = rlzoo.static(1, least=1)
+    """environments stepped together"""
+    updates_per_step: int = rlzoo.static(10, least=1)
+    """updates of SAC after each such step"""
+    hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
+    """widths of the hidden layers, of actor and critics alike"""
+    buffer_size: int = rlzoo.static(1_000_000, least=1)
+    """real transitions kept, at most total_steps; a multiple of num_envs"""
+    batch_size: int = rlzoo.static(128, least=1)
+    """transitions of the model in each update"""
+    learning_starts: int = rlzoo.static(500, least=1)
+    """environment steps before the first update"""
+    random_start: bool = rlzoo.static(True)
+    """uniformly random actions until then; False: samples of the untrained policy"""
+    sample_actions: bool = rlzoo.static(False)
+    """after that act by samples of the policy; False: by its mean, as released"""
+    learning_rate: float = rlzoo.traced(1e-3, above=0)
+    """Adam's step size, of SAC"""
+    discount: float = rlzoo.traced(0.99, least=0, most=1)
+    """gamma"""
+    tau: float = rlzoo.traced(0.005, least=0, most=1)
+    """how far the target critics move towards the critics in each update of them"""
+    target_every: int = rlzoo.static(1, least=1)
+    """updates of the critics for each of their targets"""
+    tune_alpha: bool = rlzoo.static(True)
+    """learn the temperature"""
+    alpha: float = rlzoo.traced(1.0, above=0)
+    """the temperature, at the start where it is learnt"""
+    target_entropy: float = -1.0
+    """entropy per action dimension (nats) that a learnt temperature aims at"""
+    ensemble_size: int = rlzoo.static(1, least=1)
+    """networks of the model; several are fitted to bootstrap samples"""
+    num_elites: int = rlzoo.static(1, least=1)
+    """networks that make rollouts: those with the lowest held-out error"""
+    model_hidden: tuple[int, ...] = rlzoo.static((64, 64, 64), least=1)
+    """widths of their hidden layers"""
+    model_learning_rate: float = rlzoo.traced(1e-3, above=0)
+    """Adam's step size, of the model"""
+    model_weight_decay: float = rlzoo.traced(1e-5, least=0)
+    """of its kernels, within Adam's gradient"""
+    model_batch_size: int = rlzoo.static(256, least=1)
+    """transitions in each of its updates"""
+    model_every: int = rlzoo.static(250, least=1)
+    """environment steps between fits of the model"""
+    model_epochs: int = rlzoo.static(50, least=1)
+    """epochs of a fit, at most"""
+    patience: int = rlzoo.static(5, least=1)
+    """epochs without improvement that end a fit"""
+    rollouts_per_step: int = rlzoo.static(20, least=1)
+    """rollouts begun for each environment step, all of them after a fit"""
+    rollout_schedule: tuple[int, ...] = rlzoo.static((20, 150, 1, 1), least=1)
+    """from which epoch to which the steps of a rollout change, from how many to how many"""
+    epoch_length: int = rlzoo.static(1_000, least=1)
+    """environment steps of an epoch, counted from learning_starts"""
+    retain_epochs: int = rlzoo.static(1, least=1)
+    """epochs of which the rollouts are kept"""
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLUs between them: [..., inputs] to [..., outputs]."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+        return Linear(self.outputs)(x)
+
+
+# ---- state ---------------------------------------------------------------------------------------
+
+
+class Params(NamedTuple):
+    actor: Any
+    critics: Any
+    """both, stacked"""
+    log_alpha: jax.Array
+
+
+class Policy(NamedTuple):
+    actor: Any
+
+
+@struct.dataclass
+class State:
+    params: Params
+    target_params: Any
+    """of the critics"""
+    opt_states: Params
+    model: EnsembleState
+    env: EnvState
+    buffer: Any
+    model_buffer: Any
+    key: jax.Array
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def squashed_gaussian(head):
+    """The distribution of tanh(u), u being Gaussian (equation 26).
+
+    `head` [..., 2 * action_dim] holds the means, then the logarithms of the deviations.
+    """
+    mean, log_std = jnp.split(head, 2, axis=-1)
+    # Unbounded, the deviation could overflow.
+    std = jnp.exp(jnp.clip(log_std, -20.0, 2.0))
+    normal = distrax.MultivariateNormalDiag(mean, std)
+    return distrax.Transformed(normal, distrax.Block(distrax.Tanh(), 1))
+
+
+def td_target(params, target_params, sample, key, actor, critics):
+    """Targets of both critics [batch] (equations 5 and 6), from one action of the policy."""
+    batch = sample.batch
+
+    # --- action of the policy ---
+    pi = actor(params.actor, batch.next_obs)
+    action, log_prob = pi.sample_and_log_prob(seed=key)
+
+    # --- the smaller of both values, and the entropy ---
+    next_value = critics(target_params, batch.next_obs, action).min(0)
+    next_value = next_value - jnp.exp(params.log_alpha) * log_prob
+    return batch.reward + sample.discount * (1.0 - batch.terminated) * next_value
+
+
+def critic_loss(params, batch, target, critics):
+    """Mean squared errors of the critics against `target` [batch], summed over both."""
+    value = critics(params, batch.obs, batch.action)
+    chex.assert_shape(value, (2, *target.shape))
+    error = value - target
+    loss = (error**2).mean(-1).sum()
+    return loss, {"loss/critic": loss, "train/q": value.mean()}
+
+
+def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
+    """The smaller value of the policy's actions with its entropy, negated (equation 9)."""
+    alpha = jnp.exp(log_alpha)
+    pi = actor(params, batch.obs)
+    action, log_prob = pi.sample_and_log_prob(seed=key)
+    value = critics(critic_params, batch.obs, action).min(0)
+    chex.assert_equal_shape([value, log_prob])
+    loss = (alpha * log_prob - value).mean()
+    return loss, {"loss/actor": loss, "train/entropy": -log_prob.mean(), "train/alpha": alpha}
+
+
+def alpha_loss(log_alpha, entropy, target_entropy):
+    """The temperature rises while the policy's entropy is below its target.
+
+    Haarnoja et al. 2018 (arXiv 1812.05905), equation 18.
+    """
+    loss = jnp.exp(log_alpha) * (entropy - target_entropy)
+    return loss, {"loss/alpha": loss}
+
+
+def truncated_linear(epoch, start, end, first, last):
+    """`first` until the epoch `start`, `last` from `end` on, linear between, rounded down.
+
+    In whole numbers: floats would round some exact values down to the number below.
+    """
+    passed = jnp.clip(epoch - start, 0, end - start)
+    return first + passed * (last - first) // max(end - start, 1)
+
+
+# ---- algorithm -----------------------------------------------------------------------------------
+
+
+def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
+    # --- schedule, in calls of `step` ---
+    num_calls = -(-config.total_steps // config.num_envs)
+    first_update = -(-config.learning_starts // config.num_envs)
+    model_every = -(-config.model_every // config.num_envs)
+
+    # --- rollouts ---
+    if len(config.rollout_schedule) != 4:
+        raise rlzoo.Refused(
+            f"rollout_schedule={config.rollout_schedule} needs four numbers, such as 20 150 1 15"
+        )
+    horizon = max(config.rollout_schedule[2:])
+    num_rollouts = config.rollouts_per_step * model_every * config.num_envs
+    num_rows = horizon * num_rollouts
+    fits_kept = -(-config.retain_epochs * config.epoch_length // (model_every * config.num_envs))
+
+    # --- replay ---
+    capacity = min(config.buffer_size, num_calls * config.num_envs)
+    buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
+    model_buffer = rlzoo.replay.Masked(fits_kept * num_rows, env.example(), num_rows)
+    if config.batch_size > num_rows:
+        raise rlzoo.Refused(
+            f"batch_size={config.batch_size} is more than the {num_rows} transitions that "
+            "rollouts_per_step and model_every give after a fit"
+        )
+
+    # --- model ---
+    if len(env.obs_shape) != 1:
+        raise rlzoo.Refused(
+            f"{env.id} has observations of shape {env.obs_shape}; mbpo.py needs vectors"
+        )
+    if config.num_elites > config.ensemble_size:
+        raise rlzoo.Refused(
+            f"num_elites={config.num_elites} is more than ensemble_size={config.ensemble_size}"
+        )
+    ensemble = Ensemble(
+        *env.obs_shape,
+        env.action_dim,
+        members=config.ensemble_size,
+        elites=config.num_elites,
+        hidden=config.model_hidden,
+        bootstrap=config.ensemble_size > 1,
+        learn_bounds=False,
+        learning_rate=config.model_learning_rate,
+        weight_decay=config.model_weight_decay,
+        batch_size=config.model_batch_size,
+        max_epochs=config.model_epochs,
+        patience=config.patience,
+    )
+
+    # --- networks, optimizer ---
+    actor_net = MLP(config.hidden, 2 * env.action_dim)
+    critic_net = MLP(config.hidden, 1)
+    optimizer = optax.adam(config.learning_rate)
+    target_entropy = config.target_entropy * env.action_dim
+
+    def actor(params, obs):
+        """The distribution of actions."""
+        return squashed_gaussian(actor_net.apply(params, env.flatten(obs)))
+
+    def critics(params, obs, action):
+        """Values of both critics [2, ...]."""
+        pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
+        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+
+    def mean_action(pi):
+        return jnp.tanh(pi.distribution.mean())
+
+    def init(key):
+        actor_key, critic_key, model_key, env_key, key = jax.random.split(key, 5)
+        obs = env.flatten(jnp.zeros(env.obs_shape))
+        pair = jnp.zeros(obs.size + env.action_dim)
+        critic_keys = jax.random.split(critic_key)
+        params = Params(
+            actor=actor_net.init(actor_key, obs),
+            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            log_alpha=jnp.log(jnp.float32(config.alpha)),
+        )
+        return State(
+            params=params,
+            target_params=params.critics,
+            opt_states=Params(*map(optimizer.init, params)),
+            model=ensemble.init(model_key),
+            env=env.reset(env_key, config.num_envs),
+            buffer=buffer.init(),
+            model_buffer=model_buffer.init(),
+            key=key,
+        )
+
+    def collect(state, act_key, env_key, t):
+        """One step in every environment."""
+        # --- act ---
+        pi = actor(state.params.actor, state.env.obs)
+
+        def warm_up():
+            if not config.random_start:
+                return pi.sample(seed=act_key)
+            shape = (config.num_envs, env.action_dim)
+            return jax.random.uniform(act_key, shape, minval=-1.0)
+
+        def follow():
+            return pi.sample(seed=act_key) if config.sample_actions else mean_action(pi)
+
+        action = jax.lax.cond(t < first_update, warm_up, follow)
+
+        # --- step and store ---
+        env_state, transition, metrics = env.step(state.env, action, env_key, t)
+        replay = buffer.add(state.buffer, transition, t)
+        return state.replace(env=env_state, buffer=replay), metrics
+
+    def rollout_length(t):
+        """Steps of the rollouts made at call t."""
+        epoch = (t - first_update) * config.num_envs // config.epoch_length + 1
+        return truncated_linear(epoch, *config.rollout_schedule)
+
+    def refit(state, key, t):
+        """Fit the model to the real transitions, then roll it out from some of them."""
+        fit_key, start_key, rollout_key = jax.random.split(key, 3)
+        data = state.buffer.data
+        size = jnp.minimum((t + 1) * config.num_envs, capacity)
+
+        # --- model ---
+        model, fit = ensemble.fit(state.model, fit_key, data, size)
+
+        # --- rollouts ---
+        def act(obs, key):
+            return actor(state.params.actor, obs).sample(seed=key)
+
+        starts = data.obs[jax.random.randint(start_key, (num_rollouts,), 0, size)]
+        rows, valid = rollout(
+            functools.partial(ensemble.step, model),
+            act,
+            starts,
+            rollout_key,
+            horizon,
+            terminate=env.terminates,
+            length=rollout_length(t),
+        )
+        state = state.replace(
+            model=model, model_buffer=model_buffer.add(state.model_buffer, rows, valid)
+        )
+        return state, {
+            "loss/model": fit.loss.mean(),
+            "train/model_error": fit.holdout.mean(),
+            "train/model_epochs": fit.epochs,
+        }
+
+    def gradient_step(loss, params, opt_state, *args):
+        """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
+        grads, metrics = jax.grad(loss, has_aux=True)(params, *args)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, metrics
+
+    def update(state, newest, count, key):
+        """One update of SAC on the `newest` rows of the model."""
+        sample_key, next_key, actor_key = jax.random.split(key, 3)
+        params, opt_states = state.params, state.opt_states
+
+        # --- sample ---
+        sample = model_buffer.sample(
+            state.model_buffer, sample_key, config.batch_size, config.discount, newest=newest
+        )
+        batch = sample.batch
+
+        # --- critics ---
+        target = td_target(params, state.target_params, sample, next_key, actor, critics)
+        critic_params, critic_opt, critic_metrics = gradient_step(
+            critic_loss, params.critics, opt_states.critics, batch, target, critics
+        )
+
+        # --- targets ---
+        target_params = jax.lax.cond(
+            count % config.target_every == 0,
+            lambda: optax.incremental_update(critic_params, state.target_params, config.tau),
+            lambda: state.target_params,
+        )
+
+        # --- actor ---
+        actor_params, actor_opt, actor_metrics = gradient_step(
+            actor_loss,
+            params.actor,
+            opt_states.actor,
+            params.critics,
+            params.log_alpha,
+            batch,
+            actor_key,
+            actor,
+            critics,
+        )
+
+        # --- temperature ---
+        log_alpha = params.log_alpha
+        alpha_opt = opt_states.log_alpha
+        alpha_metrics = {}
+        if config.tune_alpha:
+            log_alpha, alpha_opt, alpha_metrics = gradient_step(
+                alpha_loss, log_alpha, alpha_opt, actor_metrics["train/entropy"], target_entropy
+            )
+
+        state = state.replace(
+            params=Params(actor_params, critic_params, log_alpha),
+            target_params=target_params,
+            opt_states=Params(actor_opt, critic_opt, alpha_opt),
+        )
+        return state, critic_metrics | actor_metrics | alpha_metrics
+
+    def step(state, t):
+        act_key, env_key, model_key, update_key, key = jax.random.split(state.key, 5)
+        state, metrics = collect(state, act_key, env_key, t)
+
+        # --- model ---
+        learning = t >= first_update
+        due = learning & ((t - first_update) % model_every == 0)
+        state, fits = rlzoo.when(due, lambda state: refit(state, model_key, t), state)
+
+        # --- SAC ---
+        newest = fits_kept * num_rollouts * rollout_length(t)
+
+        def learn(state):
+            counts = t * config.updates_per_step + jnp.arange(config.updates_per_step)
+            keys = jax.random.split(update_key, config.updates_per_step)
+            body = lambda state, x: update(state, newest, *x)
+            state, losses = jax.lax.scan(body, state, (counts, keys))
+            return state, rlzoo.total(losses)
+
+        state, losses = rlzoo.when(learning, learn, state)
+        return state.replace(key=key), metrics | fits | losses
+
+    def policy(state):
+        return Policy(state.params.actor)
+
+    def act(policy, obs, key):
+        return mean_action(actor(policy.actor, obs))
+
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=config.num_envs,
+        updates_per_call=config.updates_per_step,
+    )
+
+
+if __name__ == "__main__":
+    rlzoo.main(make, Config)

@@ -1,0 +1,335 @@
+"""The point maze of MBRCSL: a ball with inertia is pushed through a corridor.
+
+Paper: Zhou et al. 2023 (arXiv 2310.19308). Physics as in gymnasium-robotics 1.2.2 (PointMaze, dense
+reward): away from walls a step is MuJoCo's to rounding. Walls are hard here: the ball is put back
+onto the wall's surface and loses its speed into it, where MuJoCo's contact is soft.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+MOVES = ((0, 1), (0, -1), (-1, 0), (1, 0))
+"""(row, column) steps; of equally short ways the one that comes first here is taken"""
+LEGS = 3
+"""sub-goals that a route has at most"""
+
+
+@struct.dataclass
+class State(environment.EnvState):
+    time: jax.Array
+    """steps made"""
+    position: jax.Array
+    """float32 [2], in cells; (0, 0) is the middle of the map, y points up"""
+    velocity: jax.Array
+    """float32 [2], per second"""
+    goal: jax.Array
+    """float32 [2]; it is not observed"""
+
+
+@struct.dataclass
+class Params(environment.EnvParams):
+    max_steps_in_episode: int = 200
+    jitter: float = 0.25
+    """start and goal are uniform within this distance of their cells' centres, along each axis"""
+    dt: float = 0.01
+    """seconds"""
+    gear: float = 100.0
+    """force of an action of 1"""
+    damping: float = 1.0
+    mass: float = 4.0 / 3.0 * np.pi
+    """of a ball of radius 0.1 and density 1000"""
+    radius: float = 0.1
+    max_speed: float = 5.0
+    """speeds are clipped to it, along each axis, before a step"""
+
+
+class Route(NamedTuple):
+    """What a scripted driver does in an episode."""
+
+    cells: tuple[tuple[int, int], ...]
+    """(row, column) of the sub-goals, in their order"""
+    wander: bool = False
+    """act at random once the last one is reached; else hold it"""
+    to_goal: bool = False
+    """the last sub-goal is the goal itself, and not a point of its own in that cell"""
+
+
+ROUTES = (
+    Route(((2, 2),)),
+    Route(((2, 2),)),
+    Route(((1, 1), (2, 1), (2, 4))),
+    Route(((1, 1), (2, 1), (2, 4)), wander=True),
+)
+"""Of the paper's data: two go down and stop, two reach the goal by a detour. None does both well."""
+EXPERT = Route(((2, 4),), to_goal=True)
+"""straight to the goal"""
+
+
+class Driver(NamedTuple):
+    """The memory of a scripted driver."""
+
+    leg: jax.Array
+    over: jax.Array
+    """bool: the last sub-goal was reached"""
+    cell: jax.Array
+    """int32: where the next waypoint is"""
+    waypoint: jax.Array
+    """float32 [2]"""
+
+
+class PointMaze(environment.Environment):
+    """A ball, an action in [-1, 1]^2 that pushes it, and a reward of exp(-distance to the goal).
+
+    It observes position and velocity [4] but not the goal, which is drawn anew in each episode.
+    Episodes never terminate.
+
+    Args:
+      walls: rows of the map from the top, joined by slashes; 1 is a wall, 0 is free. The border
+        must be walls.
+      start, goal: (row, column) of free cells.
+    """
+
+    def __init__(
+        self,
+        walls: str = "111111/100111/100001/111111",
+        start: tuple[int, int] = (1, 2),
+        goal: tuple[int, int] = (2, 4),
+    ):
+        rows = walls.split("/")
+        if {*walls} - {*"01/"} or len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"walls={walls!r}: must be rows of 0 and 1 of one length, as 111/101/111"
+            )
+        self.grid = np.array([[mark == "1" for mark in row] for row in rows])
+        if not self.grid[[0, -1]].all() or not self.grid[:, [0, -1]].all():
+            raise ValueError(f"walls={walls!r}: the border must be walls (1)")
+        for name, cell in (("start", start), ("goal", goal)):
+            inside = all(0 <= at < size for at, size in zip(cell, self.grid.shape, strict=True))
+            if not inside or self.grid[tuple(cell)]:
+                raise ValueError(
+                    f"{name}={cell}: must be the (row, column) of a free cell of {walls}"
+                )
+        self.walls, self.start, self.goal = walls, start, goal
+        self.centers = self.center(np.argwhere(self.grid))
+        """float [walls, 2] of the boxes"""
+        self.next_cells = ways(self.grid)
+
+    @property
+    def name(self) -> str:
+        return "point-maze"
+
+    @property
+    def default_params(self) -> Params:
+        return Params()
+
+    def action_space(self, params: Any = None) -> spaces.Box:
+        return spaces.Box(-1.0, 1.0, (2,))
+
+    def observation_space(self, params: Any = None) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, (4,))
+
+    # ---- cells -----------------------------------------------------------------------------------
+
+    def center(self, cell: Any) -> Any:
+        """The middle of cells: (row, column) [..., 2] -> (x, y) [..., 2]."""
+        rows, columns = self.grid.shape
+        x = cell[..., 1] - (columns - 1) / 2
+        y = (rows - 1) / 2 - cell[..., 0]
+        return (np if isinstance(cell, np.ndarray) else jnp).stack([x, y], axis=-1)
+
+    def cell(self, position: jax.Array) -> jax.Array:
+        """(row, column) of the cell that a position [..., 2] is in: int32 [..., 2]."""
+        rows, columns = self.grid.shape
+        row = jnp.floor(rows / 2 - position[..., 1])
+        column = jnp.floor(position[..., 0] + columns / 2)
+        return jnp.stack([row, column], axis=-1).astype(jnp.int32)
+
+    # ---- the environment -------------------------------------------------------------------------
+
+    def reset_env(self, key: jax.Array, params: Params) -> tuple:
+        cells = self.center(np.array([self.start, self.goal]))
+        noise = jax.random.uniform(key, (2, 2), minval=-params.jitter, maxval=params.jitter)
+        position, goal = jnp.float32(cells) + noise
+        state = State(jnp.int32(0), position, jnp.zeros(2), goal)
+        return self.get_obs(state), state
+
+    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> tuple:
+        position, velocity = self.move(state.position, state.velocity, action, params)
+        state = State(state.time + 1, position, velocity, state.goal)
+        reward = jnp.exp(-jnp.linalg.norm(position - state.goal))
+        return self.get_obs(state), state, reward, jnp.bool_(False), {}
+
+    def move(self, position: Any, velocity: Any, action: Any, params: Params) -> tuple:
+        """Position and velocity [2] after a step: implicit in the damping, then walls."""
+        action = jnp.clip(action, -1.0, 1.0)
+        velocity = jnp.clip(velocity, -params.max_speed, params.max_speed)
+        momentum = params.mass * velocity + params.dt * params.gear * action
+        velocity = momentum / (params.mass + params.dt * params.damping)
+        position = position + params.dt * velocity
+        for _ in range(2):  # in a corner two walls touch
+            position, velocity = self.collide(position, velocity, params.radius)
+        return position, velocity
+
+    def collide(self, position: Any, velocity: Any, radius: Any) -> tuple:
+        """The ball put back out of the wall that it is deepest in."""
+        nearest = jnp.clip(position, self.centers - 0.5, self.centers + 0.5)
+        distance = jnp.linalg.norm(position - nearest, axis=-1)
+        wall = jnp.argmin(distance)
+        normal = (position - nearest[wall]) / jnp.maximum(distance[wall], 1e-6)
+        inward = jnp.minimum(velocity @ normal, 0.0)
+        touches = distance[wall] < radius
+        position = jnp.where(touches, nearest[wall] + radius * normal, position)
+        return position, jnp.where(touches, velocity - inward * normal, velocity)
+
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+        return jnp.concatenate([state.position, state.velocity])
+
+    def is_terminated(self, state: State, params: Params) -> jax.Array:
+        return jnp.bool_(False)
+
+    def is_truncated(self, state: State, params: Params) -> jax.Array:
+        return state.time >= params.max_steps_in_episode
+
+    def render(self, state: State, params: Params) -> Any:
+        """A function that draws walls, ball and goal on a matplotlib axis."""
+
+        def draw(ax: Any) -> None:
+            from matplotlib.patches import Circle, Rectangle
+
+            rows, columns = self.grid.shape
+            for x, y in self.centers:
+                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color="#444444"))
+            ax.plot(*np.asarray(state.goal), "*", color="#228833", ms=16)
+            ax.add_patch(Circle(np.asarray(state.position), float(params.radius), color="#4477AA"))
+            ax.set(xlim=(-columns / 2, columns / 2), ylim=(-rows / 2, rows / 2), aspect="equal")
+
+        return draw
+
+    # ---- data ------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        key: jax.Array,
+        params: Params,
+        episodes: int = 250,
+        routes: tuple[Route, ...] = ROUTES,
+    ) -> dict[str, jax.Array]:
+        """Whole episodes of scripted drivers, `episodes` of each route, one after the other.
+
+        Returns: obs, action, reward, next_obs, terminated, truncated and group (the route's
+        number), each [episodes in all, max_steps, ...].
+        """
+        count = len(routes) * episodes
+        keys = jax.random.split(key, (len(routes), episodes)).reshape(count)
+        group = jnp.repeat(jnp.arange(len(routes)), episodes)
+        cells = np.array(
+            [route.cells + route.cells[-1:] * (LEGS - len(route.cells)) for route in routes]
+        )
+        last = np.array([len(route.cells) - 1 for route in routes])
+        wander = np.array([route.wander for route in routes])
+        to_goal = np.array([route.to_goal for route in routes])
+        given = jax.tree.map(lambda x: jnp.asarray(x)[group], (cells, last, wander, to_goal))
+        rows = jax.vmap(lambda key, given: self._drive(key, params, *given))(keys, given)
+        return rows | {"group": jnp.broadcast_to(group[:, None], rows["reward"].shape)}
+
+    def _drive(
+        self, key: Any, params: Params, cells: Any, last: Any, wander: Any, to_goal: Any
+    ) -> dict:
+        """One episode [max_steps, ...] along `cells` [LEGS, 2]."""
+        reset_key, goals_key, key = jax.random.split(key, 3)
+        _, state = self.reset_env(reset_key, params)
+        noise = jax.random.uniform(goals_key, (LEGS, 2), minval=-0.25, maxval=0.25)
+        goals = self.center(cells) + noise
+        goals = jnp.where((jnp.arange(LEGS)[:, None] == last) & to_goal, state.goal, goals)
+        goal_cells = cells[:, 0] * self.grid.shape[1] + cells[:, 1]
+        steps = params.max_steps_in_episode
+
+        def step(carry: tuple, t: jax.Array) -> tuple:
+            state, driver = carry
+            way_key, random_key, step_key = jax.random.split(jax.random.fold_in(key, t), 3)
+            driver = self._steer(way_key, t, state, driver, goals, goal_cells, last, wander)
+            push = 10.0 * (driver.waypoint - state.position) - state.velocity
+            random = jax.random.uniform(random_key, (2,), minval=-1.0)
+            action = jnp.where(driver.over & wander, random, jnp.clip(push, -1.0, 1.0))
+            next_obs, after, reward, terminated, _ = self.step_env(step_key, state, action, params)
+            row = {
+                "obs": self.get_obs(state),
+                "action": action,
+                "reward": reward,
+                "next_obs": next_obs,
+                "terminated": terminated,
+                "truncated": self.is_truncated(after, params),
+            }
+            return (after, driver), row
+
+        driver = Driver(jnp.int32(0), jnp.bool_(False), jnp.int32(0), jnp.zeros(2))
+        return jax.lax.scan(step, (state, driver), jnp.arange(steps))[1]
+
+    def _steer(
+        self,
+        key: Any,
+        t: Any,
+        state: State,
+        driver: Driver,
+        goals: Any,
+        goal_cells: Any,
+        last: Any,
+        wander: Any,
+    ) -> Driver:
+        """The driver with the waypoint to steer to now."""
+        columns = self.grid.shape[1]
+        next_cells = jnp.asarray(self.next_cells)
+
+        def center(cell: jax.Array) -> jax.Array:
+            return self.center(jnp.stack(jnp.divmod(cell, columns)))
+
+        # --- is the sub-goal reached? ---
+        near = jnp.linalg.norm(state.position - goals[driver.leg]) <= 0.5
+        slow = (jnp.abs(state.velocity) <= 0.5).all()
+        final = driver.leg == last
+        reached = near & (slow | (final & wander)) & ~driver.over
+        leg = jnp.where(reached & ~final, driver.leg + 1, driver.leg)
+        goal, goal_cell = goals[leg], goal_cells[leg]
+        # --- a new sub-goal: first to the centre of the next cell on the way ---
+        here = self.cell(state.position)
+        first = next_cells[goal_cell, here[0] * columns + here[1]]
+        new = (t == 0) | (leg != driver.leg)
+        cell = jnp.where(new, first, driver.cell)
+        waypoint = jnp.where(new, center(first), driver.waypoint)
+        # --- the waypoint is reached: on to the next ---
+        passed = (jnp.linalg.norm(waypoint - state.position) <= 0.1) & (cell != goal_cell)
+        following = next_cells[goal_cell, cell]
+        beside = center(following) - jax.random.uniform(key, (2,), maxval=0.2)
+        waypoint = jnp.where(passed, jnp.where(following == goal_cell, goal, beside), waypoint)
+        cell = jnp.where(passed, following, cell)
+        return Driver(leg, driver.over | (reached & final), cell, waypoint)
+
+
+def ways(grid: np.ndarray) -> np.ndarray:
+    """The next cell on a shortest way: int32 [goals, cells], cells counted along the rows.
+
+    At the goal itself it is the first free neighbour.
+    """
+    columns = grid.shape[1]
+    free = [(row, column) for row, column in np.argwhere(~grid)]
+    table = np.zeros((grid.size, grid.size), np.int32)
+    for goal in free:
+        distance = {goal: 0}
+        queue = [goal]
+        for row, column in queue:
+            for down, right in MOVES:
+                neighbour = (row + down, column + right)
+                if not grid[neighbour] and neighbour not in distance:
+                    distance[neighbour] = distance[row, column] + 1
+                    queue.append(neighbour)
+        for row, column in distance:
+            neighbours = [(row + down, column + right) for down, right in MOVES]
+            reachable = [cell for cell in neighbours if cell in distance]
+            best = min(reachable, key=distance.__getitem__, default=(row, column))
+            table[goal[0] * columns + goal[1], row * columns + column] = best[0] * columns + best[1]
+    return table
