@@ -13,6 +13,7 @@ from rlzoo.algorithms import td3_bc
 from together import quick_jit
 
 import rlzoo
+from rlzoo import dataset
 
 SMALL = td3_bc.Config(
     env=ENV,
@@ -92,8 +93,6 @@ def test_observations_are_standardized():
     first, second = (
         one_step(np.full(20, a), np.zeros(20), obs) for a, obs in ((0.5, 1000.0), (-0.5, 1002.0))
     )
-    from rlzoo import dataset
-
     data = dataset.concatenate([first, second])
     learnt = learn(td3_bc.make, dataclasses.replace(SMALL, alpha=0.0), data)
     obs = jnp.array([[1000.0], [1002.0]])
