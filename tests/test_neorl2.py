@@ -1,4 +1,4 @@
-"""NeoRL-2's data (arXiv 2503.19267), which come without a simulator: cloning is judged by held-out
+"""NeoRL-2's data, which come without a simulator: cloning is judged by held-out
 actions, values by what the rewards allow."""
 
 import jax
