@@ -53,6 +53,7 @@ _HOME = {  # public name -> (module, name there); None: the module itself
     "dynamics": ("rlzoo.dynamics", None),
     "env": ("rlzoo.env", None),
     "normalize": ("rlzoo.normalize", None),
+    "recipes": ("rlzoo.tools.recipes", None),
     "replay": ("rlzoo.replay", None),
     "report": ("rlzoo.report", None),
     "wrappers": ("rlzoo.wrappers", None),

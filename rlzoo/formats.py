@@ -7,6 +7,7 @@ Pickles are never read.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from rlzoo import machine
 from rlzoo.algorithm import Refused
-from rlzoo.layouts import NAMES, Arrays, Unread
+from rlzoo.layouts import NAMES, Arrays, Unread, note
 
 D4RL = {
     "obs": "observations",
@@ -26,6 +27,23 @@ D4RL = {
     "terminated": "terminals",
     "truncated": "timeouts",
 }
+
+D4RL_REFERENCES = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "antmaze": (0.0, 1.0),
+    "kitchen": (0.0, 4.0),
+    "pen": (96.262799, 3076.8331),
+    "door": (-56.512833, 2880.5693),
+    "hammer": (-274.856578, 12794.1348),
+    "relocate": (-6.425911, 4233.8778),
+}
+"""returns of a random and of an expert policy that D4RL publishes (arXiv 2004.07219, its infos.py);
+of its MuJoCo tasks, not of other environments with their names"""
+_D4RL_FILES = {"ant_maze": "antmaze", "mini_kitchen": "kitchen"}
+"""how the names of its files begin, where they do not begin with the task"""
 
 HDF5 = (".hdf5", ".h5")
 MINARI = "main_data.hdf5"
@@ -59,7 +77,27 @@ def read(path: str | Path, wanted: Collection[str] = ()) -> tuple[dict[str, Any]
         del arrays["metadata"]
     if about and "weights" in arrays:
         about["weights"] = arrays.pop("weights")
-    return arrays, about or {"source": path.name}
+    return arrays, about or _unsaid(arrays, path)
+
+
+def _unsaid(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a file of other software is told to be: its name, and the scores of D4RL for D4RL's."""
+    about: dict[str, Any] = {"source": path.name}
+    reference = d4rl_reference(path.name)
+    if path.suffix in HDF5 and reference and {"observations", "timeouts"} <= {*arrays}:
+        about["reference"] = reference
+        low, high = reference
+        note(f"{path.name}: scores of 0 and 100 are D4RL's returns of {low:g} and {high:g}")
+    return about
+
+
+def d4rl_reference(name: str) -> tuple[float, float] | None:
+    """What scores of 0 and 100 are by D4RL, from the name of one of its data sets or files:
+    `hopper-medium-v2`, `hopper_medium-v2.hdf5`. None where it begins with no task of D4RL's."""
+    name = name.lower()
+    for words, task in _D4RL_FILES.items():
+        name = name.replace(words, task)
+    return D4RL_REFERENCES.get(re.split(r"[-_.]", name)[0])
 
 
 def contents(arrays: Mapping[str, Any]) -> str:

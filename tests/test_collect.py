@@ -213,7 +213,7 @@ def test_replay_is_in_the_order_of_time():
             t,
         )
     lone = EnvState(None, None, jnp.zeros(envs), None, None)
-    rows = collect._replayed({"buffer": state, "env": lone})
+    rows = collect.replayed({"buffer": state, "env": lone})
     calls = np.arange(6, 10)
     assert rows["action"].tolist() == [t * envs + e for e in range(envs) for t in calls]
     assert rows["truncated"].tolist() == [t == 9 for _ in range(envs) for t in calls]
@@ -227,7 +227,7 @@ def test_replay_is_in_the_order_of_time():
         ({"buffer": buffer.init(), "env": lone}, "is empty"),
     ):
         with pytest.raises(Refused, match=match):
-            collect._replayed(state)
+            collect.replayed(state)
 
 
 def test_replay_of_a_run(run, remembering):

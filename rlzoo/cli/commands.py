@@ -29,8 +29,10 @@ def script(
     with plain_errors():
         if _asks_to_solve(argv):
             return _solve(make, Config, solver, argv, f"python {path.name}")
-        doc = inspect.cleandoc(sys.modules[make.__module__].__doc__ or "")
-        source = Source(path, doc, fields_of(Config))
+        module = sys.modules[make.__module__]
+        doc = inspect.cleandoc(module.__doc__ or "")
+        dataset = getattr(module, "DATASET", "")
+        source = Source(path, doc, fields_of(Config), dataset=dataset)
         request = read_request(source, argv, f"python {path.name}")
         _run(make, Config, source, request, [str(path), *argv])
 
@@ -42,10 +44,7 @@ def _run(
     if request.options["processes"] > 1 and "JAX_COORDINATOR_ADDRESS" not in os.environ:
         count = workers(request.options["processes"], request.members(source.fields))
         if count > 1:
-            from rlzoo.run.options import run_folder
-
-            if not request.options["out"]:
-                command += ["--out", str(run_folder(source.path.stem, request.place))]
+            command += _before_spreading(source, request)
             sys.exit(spread(command, count))
     from rlzoo.run.loop import train
 
@@ -58,6 +57,19 @@ def _run(
             raise
         raise Refused(f"{large} is too large: counts that follow from it have 32 bits") from None
     sys.exit({"done": 0, "interrupted": 130}[run.summary.get("status", "done")])
+
+
+def _before_spreading(source: Source, request: Request) -> list[str]:
+    """Flags that the processes need. A data set that is made on first use is made here."""
+    from rlzoo.run import learnt
+    from rlzoo.run.options import run_folder
+
+    data = learnt.read(request.options["dataset"], request.options["validation"])
+    if request.options["out"]:
+        return []
+    name = source.path.stem
+    env = request.config["env"] or learnt.own_env(name, data).id
+    return ["--out", str(run_folder(name, env))]
 
 
 def _largest(request: Request) -> str:

@@ -1,5 +1,6 @@
-"""`rlzoo data`: record, describe and convert data sets."""
+"""`rlzoo data`: list, make, record, describe and convert data sets."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,51 @@ from rlzoo.cli.processes import check_target, words_of_flags
 
 
 def main(argv: list[str]) -> None:
-    """Record, describe and convert data sets: `rlzoo data collect RUN --episodes 100 --out
-    data.npz`."""
-    about = "Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID."
+    """List, make, record, describe and convert data sets: `rlzoo data collect RUN --episodes 100
+    --out data.npz`."""
+    about = "Data sets of transitions: .npz, .hdf5 (D4RL's names), minari:ID, and our own by name."
     with words_of_flags():
         parsing.dispatch(argv, "rlzoo data", about, COMMANDS)
+
+
+def list_() -> None:
+    """List the data sets that rlzoo makes itself, and which of them are here."""
+    from rlzoo import dataset
+    from rlzoo.tools import recipes
+
+    width = max(map(len, recipes.names()))
+    for task, recipe in recipes.TASKS.items():
+        print(f"{task}: {recipe.env} by {recipe.algorithm}, made in about {recipe.takes}")
+        for name in recipes.names(task):
+            path = recipes.path_of(name)
+            facts = _facts(dataset.load(path)) if path.exists() else "not made yet"
+            print(f"  {name:{width}}  {facts}")
+    print("\n`rlzoo data make NAME` makes one; --dataset NAME does, too, where it is not here")
+
+
+def _facts(data: Any) -> str:
+    from rlzoo import dataset
+
+    mean = dataset.episodes(data).returns.mean()
+    return (
+        f"{len(data):>9,} transitions in {data.num_episodes:>5,} episodes, mean return "
+        f"{mean:8.2f}, score {dataset.normalized_score(data, mean):6.1f}"
+    )
+
+
+def make(name: str, *, again: bool = False) -> None:
+    """Make one of rlzoo's own data sets, if it is not here, and print the name of its file.
+
+    Args:
+      name: a name that `rlzoo data list` shows.
+      again: make it even if it is here.
+    """
+    from rlzoo import machine
+    from rlzoo.tools import recipes
+
+    recipes.task_of(name)
+    machine.keep_compiled()
+    print(recipes.find(name, again=again))
 
 
 def collect(
@@ -78,7 +119,7 @@ def describe(
     """Show what a data set holds, and what is wrong with it.
 
     Args:
-      file: .npz, .hdf5, minari:ID or a folder of Minari.
+      file: .npz, .hdf5, minari:ID, a folder of Minari, or a name that `rlzoo data list` shows.
       env: check that the data fit this environment.
       finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
@@ -90,7 +131,8 @@ def describe(
     try:
         found = _load(file, finish, bounds, clip, names)
     except Refused:
-        print(formats.contents(formats.read(file)[0]))
+        with contextlib.suppress(Refused):
+            print(formats.contents(formats.read(file)[0]))
         raise
     print(dataset.describe(found))
     if env is not None:
@@ -112,7 +154,7 @@ def convert(
     """Read a data set in any format and write it as .npz or .hdf5.
 
     Args:
-      file: .npz, .hdf5, minari:ID or a folder of Minari.
+      file: .npz, .hdf5, minari:ID, a folder of Minari, or a name that `rlzoo data list` shows.
       out: the file to write.
       finish: "truncate" marks episodes that break off as truncated.
       bounds: the range of the actions in the file, if it is not [-1, 1].
@@ -131,7 +173,9 @@ def _load(
 ) -> Any:
     from rlzoo import dataset
     from rlzoo.layouts import names_from
+    from rlzoo.tools.recipes import resolve
 
+    file = resolve(file)
     return dataset.load(file, finish=finish, bounds=bounds, clip=clip, names=names_from(names))
 
 
@@ -145,6 +189,8 @@ def _check_target(out: Path) -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "list": list_,
+    "make": make,
     "collect": collect,
     "describe": describe,
     "convert": convert,

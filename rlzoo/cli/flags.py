@@ -33,6 +33,8 @@ class Source(NamedTuple):
     fields: list[Field]
     module: Any = None
     """the file as a module, where it had to be imported"""
+    dataset: str = ""
+    """the data set that it learns from where none is given"""
 
     @property
     def about(self) -> str:
@@ -56,17 +58,25 @@ def read(path: Path) -> Source:
         raise Refused(f"{path}, line {error.lineno}: {error.msg}") from None
     except ValueError as error:  # bytes that are no text
         raise Refused(f"{path} is not a Python file: {error}") from None
-    doc = ast.get_docstring(tree) or ""
+    doc, dataset = ast.get_docstring(tree) or "", _named_data(tree)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "Config":
             try:
-                return Source(path, doc, _read_text(node))
+                return Source(path, doc, _read_text(node), dataset=dataset)
             except NotPlain:
                 break
     module: Any = load_file(path) if "Config" in text else None
     if not hasattr(module, "Config"):
         raise Refused(f"{path} has no class Config, so it is not an algorithm file")
-    return Source(path, doc, fields_of(module.Config), module)
+    return Source(path, doc, fields_of(module.Config), module, dataset)
+
+
+def _named_data(tree: ast.Module) -> str:
+    """What a file's constant DATASET says."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DATASET":
+            return str(ast.literal_eval(node.value))
+    return ""
 
 
 def load_file(path: Path) -> Any:
@@ -148,11 +158,6 @@ class Request(NamedTuple):
     sweep: dict[str, list]
     options: dict[str, Any]
 
-    @property
-    def place(self) -> str:
-        """What its run is of: the environment, or else the data set."""
-        return self.config["env"] or Path(*self.options["dataset"][:1]).stem or "data"
-
     def members(self, fields: list[Field]) -> int:
         """How many members its largest program has."""
         count = self.options["seeds"]
@@ -167,10 +172,14 @@ def read_request(source: Source, argv: list[str], prog: str) -> Request:
     from rlzoo.run.options import Options
 
     own, common = source.fields, fields_of(Options)
+    if source.dataset:
+        common = [_with_default(field, source.dataset) for field in common]
     groups = {source.path.stem: own, "every run": [SWEEP, *common]}
     given = parse(argv, prog, source.doc, groups)
     sweep = _read_sweep(given.pop("sweep", ()), own)
     values = {field.name: field.default for field in (*own, *common)}
+    if source.dataset:
+        values["dataset"] = (source.dataset,)
     if given.get("out"):
         given["out"] = str(Path(given["out"]).expanduser())
     if given.get("resume") and given.get("out"):
@@ -190,6 +199,13 @@ def read_request(source: Source, argv: list[str], prog: str) -> Request:
     if request.members(own) > MEMBERS:
         raise Refused(f"this asks for {request.members(own):,} members; at most {MEMBERS:,} train")
     return request
+
+
+def _with_default(field: Field, dataset: str) -> Field:
+    """Says of --dataset what it is where it is not given."""
+    if field.name != "dataset":
+        return field
+    return field._replace(doc=f"{field.doc} (default: {dataset}, made on first use)")
 
 
 def _read_record(run: str) -> tuple[dict[str, Any], dict[str, list]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import rlzoo
 from rlzoo import dataset as datasets
 from rlzoo.algorithm import Algorithm, Refused
 from rlzoo.dataset import Dataset
@@ -57,15 +58,15 @@ def read(given: Any, fraction: float | None = None) -> Data:
     """The data of a run, read where they are files' names.
 
     Args:
-      given: None, a data set, a file's name, a mapping of names to these, or what --dataset takes:
-        `(file,)` or `(name=file, ...)`. The one called `validation` is held out, and `train` alone
-        is as good as no name.
+      given: None, a data set, a file, the name of a recipe (then it is made first, if it has to
+        be), a mapping of names to these, or what --dataset takes: `(file,)` or `(name=file, ...)`.
+        The one called `validation` is held out, and `train` alone is as good as no name.
       fraction: share of the episodes of a single data set that is held out; always the same ones.
 
     Raises `Refused` where a file cannot be read, or there is nothing to hold out.
     """
     given = parse_dataset(given) if isinstance(given, tuple) and given else given
-    found = datasets.load_all(given if given != () else None)
+    found = datasets.load_all(None if given == () else _files(given))
     held_out = None
     if isinstance(found, Mapping):
         held_out = found.get(VALIDATION)
@@ -82,6 +83,13 @@ def read(given: Any, fraction: float | None = None) -> Data:
             f"--validation {fraction:g} holds out episodes of a single data set, but {why}"
         )
     return Data(*datasets.split(found, fraction))
+
+
+def _files(given: Any) -> Any:
+    """`given` with files in place of the names of recipes."""
+    if isinstance(given, Mapping):
+        return {name: _files(x) for name, x in given.items()}
+    return rlzoo.recipes.resolve(given) if isinstance(given, str) else given
 
 
 def default(make: Callable, options: Options) -> Options:

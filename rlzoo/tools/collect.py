@@ -90,7 +90,7 @@ def replay(run: str | Path, *, member: int | None = None, env: Any = None) -> Da
     parts = []
     for index, name, found in _members(run, member, env):
         source = f"{name}, replay of member {index}"
-        parts.append(from_arrays(_replayed(found.state), env=found.env.id, source=source))
+        parts.append(from_arrays(replayed(found.state), env=found.env.id, source=source))
     return concatenate(parts)
 
 
@@ -184,8 +184,9 @@ def _members(run: str | Path, member: int | None, env: Any) -> Iterator[tuple[in
         yield index, about["algorithm"], trained(run, index, env=env)
 
 
-def _replayed(state: Any) -> Arrays:
-    """The rows of the one replay buffer in a training state."""
+def replayed(state: Any, steps: int | None = None) -> Arrays:
+    """The rows of the one replay buffer in a training state: of one environment after the other, in
+    the order of time; the first `steps` of them alone, if that is given."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ReplayState | EnvState))
     buffers, envs = (
         [x for x in found if isinstance(x, ReplayState)],
@@ -205,9 +206,11 @@ def _replayed(state: Any) -> Arrays:
     index = (
         ((oldest + np.arange(size)) % capacity).reshape(-1, num_envs).T
     )  # it is written in blocks of num_envs rows
+    if steps is not None:
+        index = index[:, : max(1, steps // num_envs)]
     arrays = {name: np.asarray(getattr(buffer.data, name))[index] for name in NAMES}
     arrays["truncated"][:, -1] |= ~arrays["terminated"][:, -1]
-    arrays = {name: x.reshape(size, *x.shape[2:]) for name, x in arrays.items()}
+    arrays = {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items()}
     if arrays["action"].dtype.kind == "f":
         arrays["action"] = np.clip(arrays["action"], -1.0, 1.0)  # as the environment took them
     return arrays
