@@ -99,9 +99,11 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
+        # The mean is squashed, samples are not: the density stays that of a Gaussian.
         mean = jnp.tanh(MLP(self.hidden, self.action_dim)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0)))
+        std = jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+        return distrax.MultivariateNormalDiag(mean, std)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -136,6 +138,7 @@ def value_loss(params, obs, q, value, config):
     v = value(params, obs)
     chex.assert_equal_shape([v, q])
     gap = q - v
+    # Values above the data's weigh more than those below.
     weight = jnp.where(gap > 0, config.expectile, 1.0 - config.expectile)
     loss = (weight * gap**2).mean()
     return loss, {
@@ -156,9 +159,12 @@ def critic_loss(params, batch, target, critics):
 
 def actor_loss(params, batch, advantage, actor, config):
     """The likelihood of the data's actions, weighted by exp(advantage [batch]) (equation 7)."""
+    # --- weights, capped ---
     weight = jnp.exp(config.inverse_temperature * advantage)
     saturated = weight >= config.max_weight
     weight = jnp.minimum(weight, config.max_weight)
+
+    # --- likelihood ---
     log_prob = actor(params, batch.obs).log_prob(batch.action)
     chex.assert_equal_shape([weight, log_prob])
     loss = -(weight * log_prob).mean()
@@ -180,11 +186,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     if config.anneal_actor:
         rate = optax.cosine_decay_schedule(rate, config.total_steps)
     # One vector of all parameters: an update is then one fused loop.
-    optimizers = Params(
-        actor=optax.flatten(optax.adam(rate)),
-        critics=optax.flatten(optax.adam(config.learning_rate)),
-        value=optax.flatten(optax.adam(config.learning_rate)),
-    )
+    adam = optax.flatten(optax.adam(config.learning_rate))
+    actor_adam = optax.flatten(optax.adam(rate))
+    optimizers = Params(actor=actor_adam, critics=adam, value=adam)
 
     def actor(params, obs):
         """The distribution of actions."""
@@ -208,10 +212,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
             value=value_net.init(value_key, obs),
         )
-        opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
+        opt_states = [
+            optimizer.init(part) for optimizer, part in zip(optimizers, params, strict=True)
+        ]
+        # By the returns of the whole data set: once, and not in every update.
         scale = data.reward_scale(dataset) if config.normalize_rewards else 1.0
         return State(
             params=params,
+            # The targets start as the critics.
             target_params=params.critics,
             opt_states=Params(*opt_states),
             reward_scale=config.reward_scale * scale,
@@ -225,7 +233,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         sample_key, key = jax.random.split(state.key)
@@ -259,8 +268,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
 
         # --- critics: towards the new values (equation 6) ---
+        # Bootstrapping stops where the task ended, and not at a time limit.
         next_value = value(value_params, batch.next_obs)
-        target = reward + config.discount * (1.0 - batch.terminated) * next_value
+        discount = config.discount * (1.0 - batch.terminated)
+        target = reward + discount * next_value
         critic_params, critic_opt, critic_metrics = gradient_step(
             optimizers.critics,
             critic_loss,
@@ -286,6 +297,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params.actor)
 
     def act(policy, obs, key):
+        # The mean of a Gaussian has no noise, as policies are evaluated.
         return actor(policy.actor, obs).mean()
 
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
