@@ -15,6 +15,7 @@ HOMES = {
     "DeepSea": "deep_sea",
     "Finite": "finite",
     "LightsOut": "lights_out",
+    "MarkovGame": "markov_game",
     "Pancake": "pancake",
     "Puzzle": "puzzle",
     "RiverSwim": "river_swim",
@@ -55,6 +56,9 @@ for count in (7, 8, 10, 35):
     gymnax.register(f"pancake{count}", Factory("Pancake", count))
 for size in (8, 12, 20, 30):
     gymnax.register(f"deep-sea{size}", Factory("DeepSea", size))
+for choices in (2, 3):
+    gymnax.register(f"matrix-game{choices}", Factory("MarkovGame", choices, 1, 1))
+gymnax.register("markov-game", Factory("MarkovGame"))
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("river-swim", Factory("RiverSwim"))
