@@ -133,7 +133,7 @@ def solve(payoff, curvature, parts):
     return value, mu, nu
 
 
-def backward(solve_state, layers):
+def from_last_step(solve_state, layers):
     """Results of `solve_state` at every step and state, from the last step to the first.
 
     `solve_state(entry, value [S]) -> (value, results)` takes a state's entry of `layers` [H, S,
@@ -154,7 +154,7 @@ def best_answer_value(first, game):
         mu, payoff, transition = entry
         return (mu @ (payoff + transition @ value)).min(), None
 
-    return backward(one_state, (first, game.payoff, game.transition))[0][0]
+    return from_last_step(one_state, (first, game.payoff, game.transition))[0][0]
 
 
 def nash_value(game, parts):
@@ -165,7 +165,7 @@ def nash_value(game, parts):
         payoff = payoff + transition @ value
         return solve(payoff, jnp.zeros_like(payoff), parts)[0], None
 
-    return backward(one_state, (game.payoff, game.transition))[0][0]
+    return from_last_step(one_state, (game.payoff, game.transition))[0][0]
 
 
 class Estimate(NamedTuple):
@@ -179,7 +179,7 @@ class Estimate(NamedTuple):
     """[H, S]: the most that can be earned from there on"""
 
 
-def estimate(data):
+def means(data):
     """What data say."""
     visits = data.count.sum(-1)
     divisor = jnp.maximum(visits, 1)
@@ -197,7 +197,7 @@ def nash_of_mean(est, parts):
         value, mu, _ = solve(payoff, flat, parts)
         return value, (mu, solve(-payoff.T, flat, parts)[1])
 
-    return Policy(*backward(one_state, est)[1])
+    return Policy(*from_last_step(one_state, est)[1])
 
 
 def optimist(est, eta, parts):
@@ -210,7 +210,7 @@ def optimist(est, eta, parts):
         value, mu, nu = solve(payoff, curvature, parts)
         return value, (mu, nu)
 
-    return Policy(*backward(one_state, est)[1])
+    return Policy(*from_last_step(one_state, est)[1])
 
 
 def exploiter(est, eta, first):
@@ -226,7 +226,7 @@ def exploiter(est, eta, first):
         columns = jnp.where(est.visits > 0, mu * lowered + loss, -mu * est.cap).sum(0)
         return columns.min(), jax.nn.one_hot(jnp.argmin(columns), len(columns))
 
-    return backward(one_state, (est, first))[1]
+    return from_last_step(one_state, (est, first))[1]
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def plan(data):
         """The strategies of the next episode."""
-        est = estimate(data)
+        est = means(data)
         if config.method == "nash":
             return nash_of_mean(est, config.grid)
         policy = optimist(est, config.eta, config.grid)
