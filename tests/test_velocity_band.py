@@ -10,6 +10,7 @@ from rlzoo.envs.velocity_band import Band, BandMass, band_reward
 
 import rlzoo
 from rlzoo import replay
+from rlzoo.suites.velocity import TASKS
 
 KEY = jax.random.key(0)
 SETTINGS = [
@@ -130,3 +131,86 @@ def test_a_model_may_roll_it_out():
     env = rlzoo.make("band-mass")
     obs = jnp.ones((4, 1))
     assert not env.terminates(obs, obs, obs).any() and env.terminates(obs, obs, obs).shape == (4,)
+
+
+# ---- brax ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    """Episodes of 60 random steps, with and without termination, and brax's own."""
+    found = {}
+    for id in (
+        "hopper-vel-sparse:spring",
+        "hopper-vel-sparse:spring?terminate=True",
+        "brax/hopper:spring",
+    ):
+        env = rlzoo.make(id)
+
+        def run(env=env):
+            _, inner = env.starts(jax.random.split(KEY, 1))
+
+            def body(inner, t):
+                action = jax.random.uniform(jax.random.fold_in(KEY, t), (1, 3), minval=-1.0)
+                obs, inner, reward, _, terminated, _ = env.step_inner(
+                    jax.random.split(KEY, 1), inner, action
+                )
+                physics = inner.physics
+                return inner, (obs, action, reward, terminated, physics.pipeline_state.x.pos)
+
+            return jax.lax.scan(body, inner, jnp.arange(60))[1]
+
+        found[id] = env, jax.tree.map(lambda x: np.asarray(x)[:, 0], jax.jit(run)())
+    return found
+
+
+def test_a_walker_is_rewarded_by_the_change_of_its_position(hopper):
+    env, (_, action, reward, terminated, place) = hopper["hopper-vel-sparse:spring"]
+    assert env.params == Band(target=1.5, band=0.6, control_weight=0.05)
+    velocity = np.diff(place[:, 0, 0].astype(float)) / 0.008
+    expected = []
+    for speed, push in zip(velocity, action[1:], strict=True):
+        error = abs(speed - 1.5)
+        expected.append((2 - error if error <= 0.6 else 0) - 0.05 * (push.astype(float) ** 2).sum())
+    near = abs(abs(velocity - 1.5) - 0.6) < 1e-3  # single precision decides these
+    np.testing.assert_allclose(reward[1:][~near], np.array(expected)[~near], atol=1e-3)
+    assert near.mean() < 0.1 and not terminated.any() and env.max_steps == 1000
+
+
+def test_termination_is_braxs_where_it_is_asked_for(hopper):
+    _, (obs, _, reward, _, _) = hopper["hopper-vel-sparse:spring"]
+    env, (same, _, again, terminated, _) = hopper["hopper-vel-sparse:spring?terminate=True"]
+    _, (_, _, _, fallen, _) = hopper["brax/hopper:spring"]
+    np.testing.assert_array_equal(obs, same)
+    np.testing.assert_array_equal(reward, again)
+    np.testing.assert_array_equal(terminated, fallen)
+    np.testing.assert_array_equal(env.terminates(obs, obs, obs), fallen)
+    assert fallen.any() and not fallen.all()
+    free = hopper["hopper-vel-sparse:spring"][0]
+    assert not free.terminates(obs, obs, obs).any()
+
+
+@pytest.mark.parametrize("name", ["ant", "halfcheetah", "walker2d"])
+def test_the_other_walkers(name):
+    env = rlzoo.make(f"{name}-vel-sparse:spring")
+    keys = jax.random.split(KEY, 1)
+    obs, inner = jax.jit(env.starts)(keys)
+    action = jnp.full((1, env.action_dim), 0.5)
+    _, inner, reward, _, _, _ = jax.jit(env.step_inner)(keys, inner, action)
+    velocity = inner.physics.metrics["x_velocity"]
+    expected = band_reward(velocity, action, env.params)
+    np.testing.assert_allclose(reward, expected, rtol=1e-4, atol=1e-5)
+    assert env.params == TASKS[name] and not env.terminates(obs, action, obs).any()
+
+
+def test_parameters_are_options():
+    env = rlzoo.make("hopper-vel-sparse:spring?target=3&band=0.5&control_weight=0.0")
+    assert (env.params.target, env.params.band, env.params.control_weight) == (3, 0.5, 0)
+    assert rlzoo.make(env.id).params == env.params
+
+
+def test_an_environment_without_a_velocity_is_refused():
+    with pytest.raises(rlzoo.Refused, match=r"brax/reacher has no x velocity .*hopper-vel-sparse"):
+        rlzoo.make("reacher-vel-sparse")
+    with pytest.raises(rlzoo.Refused, match="unknown brax environment 'hoper'; nearest: hopper"):
+        rlzoo.make("hoper-vel-sparse")
