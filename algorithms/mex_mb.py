@@ -39,7 +39,7 @@ class Config:
     """environment steps of each member"""
     num_envs: int = rlzoo.static(1, least=1)
     """environments stepped together"""
-    updates_per_step: int = rlzoo.static(10, least=1)
+    updates_per_step: int = rlzoo.static(20, least=1)
     """updates of SAC after each such step"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
