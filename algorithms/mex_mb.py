@@ -39,7 +39,7 @@ class Config:
     """environment steps of each member"""
     num_envs: int = rlzoo.static(1, least=1)
     """environments stepped together"""
-    updates_per_step: int = rlzoo.static(10, least=1)
+    updates_per_step: int = rlzoo.static(20, least=1)
     """updates of SAC after each such step"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
@@ -71,19 +71,19 @@ class Config:
     """networks of the model; several are fitted to bootstrap samples"""
     num_elites: int = rlzoo.static(1, least=1)
     """networks that make rollouts: those with the lowest held-out error"""
-    model_hidden: tuple[int, ...] = rlzoo.static((64, 64, 64), least=1)
+    model_hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of their hidden layers"""
-    model_learning_rate: float = rlzoo.traced(1e-3, above=0)
+    model_learning_rate: float = rlzoo.traced(3e-3, above=0)
     """Adam's step size, of the model"""
     model_weight_decay: float = rlzoo.traced(1e-5, least=0)
     """of its kernels, within Adam's gradient"""
-    model_batch_size: int = rlzoo.static(256, least=1)
+    model_batch_size: int = rlzoo.static(32, least=1)
     """transitions in each of its updates"""
     model_every: int = rlzoo.static(250, least=1)
     """environment steps between fits of the model"""
-    model_epochs: int = rlzoo.static(50, least=1)
+    model_epochs: int = rlzoo.static(100, least=1)
     """epochs of a fit, at most"""
-    patience: int = rlzoo.static(5, least=1)
+    patience: int = rlzoo.static(10, least=1)
     """epochs without improvement that end a fit"""
     rollouts_per_step: int = rlzoo.static(20, least=1)
     """rollouts begun for each environment step, all of them after a fit"""
