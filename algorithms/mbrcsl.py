@@ -11,9 +11,9 @@ Run: python algorithms/mbrcsl.py --env point-maze --seeds 3
 Result: RESULT
 Metrics:
     loss/model       held-out squared error of the models' means
-    loss/behavior    squared error of the predicted noise; the longer the fit, the fewer are accepted
+    loss/behavior    squared error of the predicted noise; a longer fit makes fewer good rollouts
     train/accepted   share of rollouts whose predicted return is above that of all the data
-    train/rollout    mean predicted return; train/best the best one, train/data_best that of the data
+    train/rollout    mean predicted return; train/best: the best; train/data_best: the data's best
     loss/actor       squared error of the actions of accepted rollouts
     train/target     the return that the policy is asked for: the best accepted one, as predicted
 Deviations:
