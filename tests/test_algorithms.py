@@ -60,6 +60,10 @@ TINY = {
     "needed": 2,
     "accept": "all",
     "policy_updates": 4,
+    # sequence models
+    "context": 2,
+    "layers": 1,
+    "width": 4,
 }
 """Values that make a program tiny, by the names of fields."""
 LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]

@@ -221,7 +221,7 @@ def test_both_modes_are_drawn():
 
 def roll(alg, state, calls=1):
     metrics = []
-    step = jax.jit(alg.stages[2].step)
+    step = quick_jit(alg.stages[2].step)
     for t in range(calls):
         state, found = step(state, t)
         metrics.append(found)
@@ -343,7 +343,7 @@ def test_released_warmup():
     """Its rate is 0 in the first epoch: nothing is learnt."""
     alg = tiny(released_warmup=True, batch_size=8)
     state = alg.init(KEY)
-    step = jax.jit(alg.stages[1].step)
+    step = quick_jit(alg.stages[1].step)
     same, _ = step(state, 5)
     moved, _ = step(state, 6)  # 48 rows are six batches
     leaves = lambda state: np.concatenate(
