@@ -54,6 +54,25 @@ TINY = {
     "scramble": 3,
     "num_blocks": 1,
     "eval_moves": 2,
+    # pipelines of models, diffusion and rollouts
+    "members": 2,
+    "elites": 1,
+    "model_hidden": (4, 4),
+    "model_epochs": 2,
+    "epochs_per_call": 2,
+    "widths": (4, 8),
+    "embedding": 4,
+    "diffusion_steps": 2,
+    "behavior_updates": 4,
+    "rollout_batch": 3,
+    "max_batches": 2,
+    "needed": 2,
+    "accept": "all",
+    "policy_updates": 4,
+    # sequence models
+    "context": 2,
+    "layers": 1,
+    "width": 4,
 }
 """Values that make a program tiny, by the names of fields."""
 LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
