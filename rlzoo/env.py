@@ -234,10 +234,16 @@ class Env:
         """
         num_envs = state.episode_return.shape[0]
         keys = jax.random.split(key, (length + POOL_ROWS, num_envs))
-        old, keys, pool_keys = state.pool, keys[:length], keys[length:]
-        fresh = lambda: jax.vmap(self.starts)(pool_keys)
+        keys, pool_keys = keys[:length], keys[length:]
+
+        def fresh() -> tuple:
+            return jax.vmap(self.starts)(pool_keys)
+
         every = max(1, POOL_STEPS // length)
-        pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: old)
+        if every == 1:
+            pool = fresh()
+        else:
+            pool = jax.lax.cond(t % every == 0, fresh, lambda: state.pool)
 
         def body(loop: tuple, x: tuple) -> tuple:
             obs, inner, ret, steps, carry = loop

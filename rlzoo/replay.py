@@ -182,13 +182,16 @@ class _Ring(_Buffer):
 
     def _add(self, state: State, batch: Any, t: Array | int) -> State:
         batch = self._rows(batch, (self.num_envs,), "num_envs")
-        start, last = self._start(t), self.capacity // self.num_envs - 1
-        write = lambda stored, new: lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
+        start = self._start(t)
+        last = self.capacity // self.num_envs - 1
+
+        def write(stored: Array, new: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
+
+        data = jax.tree.map(write, state.data, batch)
         size = (jnp.minimum(jnp.asarray(t, jnp.int32), last) + 1) * self.num_envs
         pos = (start + self.num_envs) % self.capacity
-        return dataclasses.replace(
-            state, data=jax.tree.map(write, state.data, batch), size=size, pos=pos
-        )
+        return dataclasses.replace(state, data=data, size=size, pos=pos)
 
     def _open(self, tree: Levels, t: Array | int, weight: Array) -> Levels:
         """The tree after call t: its rows start no draw yet, those `span - 1` calls older now
@@ -381,9 +384,8 @@ class Prioritized(_Transitions):
         _check_priorities(index, priority)
         priority = priority.astype(jnp.float32)
         priority = jnp.where((priority > 0) & jnp.isfinite(priority), priority**self.alpha, 0)
-        oldest, starts = self._starts(
-            state
-        )  # rows written after the draw may not be starts any more
+        # Rows written after the draw may not be starts any more.
+        oldest, starts = self._starts(state)
         priority = jnp.where((index - oldest) % self.capacity < starts, priority, 0)
         return dataclasses.replace(
             state,

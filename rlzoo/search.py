@@ -205,16 +205,18 @@ def tidy(open_: Open, room: int) -> Open:
     keep = jax.lax.cond(live.sum() + room > capacity, drop_worse, lambda live: live, live)
     lost = live & ~keep
     place = _places(keep, jnp.int32(0), capacity)
-    move = lambda x, fill: jnp.full_like(x, fill).at[place].set(x, mode="drop")
+
+    def move(x: jax.Array, fill: Any) -> jax.Array:
+        return jnp.full_like(x, fill).at[place].set(x, mode="drop")
+
+    least = jnp.where(lost, open_.priority, jnp.inf).min()
     return open_._replace(
         priority=move(open_.priority, jnp.inf),
         node=move(open_.node, 0),
         action=move(open_.action, 0),
         size=keep.sum(),
         dropped=open_.dropped.plus(lost.sum()),
-        least_dropped=jnp.minimum(
-            open_.least_dropped, jnp.where(lost, open_.priority, jnp.inf).min()
-        ),
+        least_dropped=jnp.minimum(open_.least_dropped, least),
     )
 
 
@@ -279,9 +281,11 @@ def insert(
     Returns: the set, the node of each candidate [n], and which were accepted, bool [n]: of equal
     states one at most.
     """
-    nodes, slots = len(closed.cost), len(closed.table)
+    nodes = len(closed.cost)
+    slots = len(closed.table)
     home, stride = _hash(state)
 
+    # --- look up each state, and store those that are new ---
     def probe(carry: tuple) -> tuple:
         store, table, claim, size, slot, node, pending = carry
         held = table[slot]
@@ -289,17 +293,16 @@ def insert(
         same = pending & taken & (store[held] == state).all(-1)
         asking = pending & ~taken
         claim, first_of = _first(claim, slot, asking)
-        wins = (
-            asking & first_of & ~same
-        )  # (nothing is both; this orders reading the store before writing to it)
+        # No row is both `asking` and `same`; naming both orders reading the store before writing.
+        wins = asking & first_of & ~same
         new = _places(wins, size, nodes)
         table = table.at[jnp.where(wins, slot, slots)].set(new, mode="drop")
         store = store.at[new].set(state, mode="drop")
         node = jnp.where(wins, new, jnp.where(same, held, node))
-        slot = jnp.where(
-            pending & taken & ~same, (slot + stride) % slots, slot
-        )  # losers look again at the same slot
-        return store, table, claim, size + wins.sum(), slot, node, pending & ~same & ~wins
+        # Those that lost look again at the same slot.
+        slot = jnp.where(pending & taken & ~same, (slot + stride) % slots, slot)
+        pending &= ~same & ~wins
+        return store, table, claim, size + wins.sum(), slot, node, pending
 
     store, table, claim, size, slot, node, _ = jax.lax.while_loop(
         lambda carry: carry[-1].any(),
@@ -598,27 +601,35 @@ class Solver:
             search, entries = self.take(search, weight)
             if self.rows == self.batch:
                 return _chain(parts, search, entries)
-            piece = lambda i: jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries
-            )
-            used = -(-entries.valid.sum() // self.rows)  # valid entries come first
-            return jax.lax.fori_loop(
-                0, used, lambda i, search: _chain(parts, search, piece(i)), search
-            )
 
-        more = lambda search: self.goes_on(search, weight, max_generated)
-
-        def steps(search: Search) -> Search:  # until the open list must be tidied
-            room = lambda search: search.open.size + self.room_entries <= self.max_entries
-            search = jax.lax.while_loop(lambda search: more(search) & room(search), step, search)
-            return search._replace(
-                open=jax.lax.cond(
-                    room(search),
-                    lambda open_: open_,
-                    lambda open_: tidy(open_, self.room_entries),
-                    search.open,
+            def expand(i: jax.Array, search: Search) -> Search:
+                piece = jax.tree.map(
+                    lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries
                 )
+                return _chain(parts, search, piece)
+
+            # Valid entries come first.
+            used = -(-entries.valid.sum() // self.rows)
+            return jax.lax.fori_loop(0, used, expand, search)
+
+        def more(search: Search) -> jax.Array:
+            return self.goes_on(search, weight, max_generated)
+
+        def has_room(search: Search) -> jax.Array:
+            return search.open.size + self.room_entries <= self.max_entries
+
+        def steps(search: Search) -> Search:
+            """Until the open list must be tidied."""
+            search = jax.lax.while_loop(
+                lambda search: more(search) & has_room(search), step, search
             )
+            open_ = jax.lax.cond(
+                has_room(search),
+                lambda open_: open_,
+                lambda open_: tidy(open_, self.room_entries),
+                search.open,
+            )
+            return search._replace(open=open_)
 
         return jax.lax.while_loop(more, steps, self.begin(state))
 
