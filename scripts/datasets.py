@@ -1,4 +1,4 @@
-"""results/datasets: the zoo's own data sets, made from its own runs; their returns and what they cost.
+"""results/datasets: the data sets that the zoo makes from its own runs, and what they cost.
 
     python scripts/datasets.py                    # all of them; what is in the table is not made again
     python scripts/datasets.py --only pendulum

@@ -6,9 +6,11 @@ import textwrap
 from typing import Literal, Optional
 
 import pytest
+import tiny_data
 
 import rlzoo
-from rlzoo.cli import flags, parsing
+from rlzoo import dataset
+from rlzoo.cli import commands, flags, parsing
 from rlzoo.cli.parsing import Field
 
 HEAD = '''"""Own: an algorithm
@@ -289,3 +291,45 @@ def test_all_sweeps_count(plain):
 def test_wrong_sweeps(argv, message, plain):
     with pytest.raises(rlzoo.Refused, match=message):
         request(plain, *argv.split())
+
+
+# ---- data sets -----------------------------------------------------------------------------------
+
+WITH_DATA = f'DATASET = "pendulum-medium-replay"\n\n\n@rlzoo.config\nclass Config:{PLAIN}'
+
+
+def test_a_file_names_its_data_set(tmp_path, capsys, plain):
+    """--help says so, and a run that is given none takes it."""
+    found = source(tmp_path, WITH_DATA)
+    assert found.dataset == "pendulum-medium-replay" and plain.dataset == ""
+    assert request(found).options["dataset"] == ("pendulum-medium-replay",)
+    assert request(plain).options["dataset"] == ()
+    given = request(found, "--dataset", "a=x.npz", "b=y.npz", "--dataset", "c=z.npz")
+    assert given.options["dataset"] == ("a=x.npz", "b=y.npz", "c=z.npz")
+    for argv, said in ((found, True), (plain, False)):
+        with pytest.raises(SystemExit):
+            request(argv, "--help")
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("(default: pendulum-medium-replay, made on first use)" in text) == said
+
+
+def test_shares_held_out(plain):
+    assert request(plain).options["validation"] is None
+    assert request(plain, "--validation", "0.1").options["validation"] == 0.1
+    with pytest.raises(rlzoo.Refused, match="'a' is not a number"):
+        request(plain, "--validation", "a")
+
+
+def test_several_processes_find_what_was_made(tmp_path, plain, monkeypatch):
+    """Data are read, and made, before the processes start; the folder has the environment's name."""
+    data = tiny_data.continuous()
+    dataset.save(data, tmp_path / "a.npz")
+    monkeypatch.chdir(tmp_path)
+    asked = request(plain, "--dataset", "a.npz", "--env", "")
+    flag, folder = commands._before_spreading(plain, asked)
+    assert flag == "--out" and folder.startswith("runs/own/probes.py:ActionReward?continuous=True")
+    asked = request(plain, "--dataset", "a.npz", "--out", "x")
+    assert commands._before_spreading(plain, asked) == []
+    asked = request(plain, "--dataset", "pendulum-exprt", "--out", "x")
+    with pytest.raises(rlzoo.Refused, match="nearest: pendulum-expert"):
+        commands._before_spreading(plain, asked)

@@ -101,6 +101,8 @@ def test_without_an_environment_training_goes_on(tmp_path, env, capsys):
     assert env in said
     assert run.summary["status"] == "done" and run.summary["members"][0]["eval/return"] is None
     assert run.summary["env"] == f"data:{env.replace(':', '-') or 'robot-arm-v1'}"
+    with pytest.raises(Refused, match="is known from its data alone, so nothing can be played"):
+        rlzoo.evaluate(run.dir, dataset=unknown(env))
     assert {"loss/w"} == {k for k in Record.read(run.dir).rows.read()[-1] if "/w" in k}
 
 

@@ -122,8 +122,21 @@ def test_the_replay_ends_where_medium_was(made, said, trained):
     learning = [look for look in looks if look.steps > TINY.fields["learning_starts"]]
     best = max(look.ret for look in learning[len(learning) // 2 :])
     worst = replay.reference[0]
-    third = [look.steps for look in learning if look.ret - worst >= (best - worst) / 3]
-    assert steps == third[0] and len(learning) == len(looks) - 2
+    assert steps == recipes._middle(learning, worst, best).steps
+    assert len(learning) == len(looks) - 2
+
+
+def test_medium_is_the_first_within_its_bounds():
+    """A lucky policy early on is no medium one, and a run may leap over the bounds."""
+
+    def middle(*returns):
+        looks = [recipes.Look(steps, None, ret) for steps, ret in enumerate(returns)]
+        return recipes._middle(looks, 0.0, 100.0).steps
+
+    assert middle(10, 98, 30, 40, 45, 100) == 3
+    assert middle(10, 20, 30, 60, 80, 100) == 3
+    assert middle(100, 100) == 0
+    assert middle(-5, 34, 50) == 1
 
 
 def test_a_run_is_what_rlzoo_train_trains(tmp_path, trained):
@@ -230,6 +243,15 @@ def test_names(cache, tmp_path, monkeypatch):
         recipes.find("tiny-expert")
 
 
+def test_a_task_whose_name_begins_like_another():
+    """hopper-generalized-medium is none of hopper's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "TASKS", ZOO)
+        assert recipes.task_of("hopper-generalized-medium-expert") == "hopper-generalized"
+        assert recipes.task_of("hopper-medium-expert") == "hopper"
+        assert len({*recipes.names()}) == len(recipes.names()) == 10 * len(ZOO)
+
+
 def test_trained_on_by_name(cache, tmp_path):
     options = {"quiet": True, "cache": False, "eval_episodes": 2}
     config = Config(total_steps=4)
@@ -257,7 +279,12 @@ def test_commands(cache, tmp_path, command, made):  # noqa: F811
     code, out, err = command("make", "tiny-medium", "--again")
     assert code == 0 and cache == ["tiny", "tiny"]
     code, out, err = command("list")
-    assert code == 0 and "not made yet" not in out and "40 episodes" in out
+    assert code == 0 and "not made yet" not in out
+    returns = dataset.episodes(made["random+expert"]).returns
+    score = dataset.normalized_score(made["random+expert"], returns.mean())
+    line = next(line.split() for line in out.splitlines() if "random+expert" in line)
+    assert line[1:6] == [f"{len(made['random+expert'])}", "transitions", "in", "48", "episodes,"]
+    assert line[-3:] == [f"{returns.mean():.2f},", "score", f"{score:.1f}"]
     code, out, err = command("describe", "tiny-one-expert")
     assert code == 0 and "in 1 episodes" in out, err
     code, out, err = command("convert", "tiny-expert", tmp_path / "a.npz")

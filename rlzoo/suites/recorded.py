@@ -25,8 +25,10 @@ class Recorded(environment.Environment):
     def __init__(self, obs: Any, action: Any, num_actions: int, longest: int):
         """Rows of observations and actions, how many discrete actions there are, and the steps of
         the longest episode."""
-        self._obs, self._action = obs[0], action[0]
-        self._num_actions, self._longest = num_actions, longest
+        self._obs = obs[0]
+        self._action = action[0]
+        self._num_actions = num_actions
+        self._longest = longest
 
     @property
     def default_params(self) -> Any:
@@ -36,7 +38,10 @@ class Recorded(environment.Environment):
         return jnp.zeros_like(self._obs), jnp.int32(0)
 
     def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
-        return jnp.zeros_like(self._obs), state, jnp.float32(0), jnp.bool_(False), {}
+        obs = jnp.zeros_like(self._obs)
+        reward = jnp.float32(0)
+        terminated = jnp.bool_(False)
+        return obs, state, reward, terminated, {}
 
     def is_truncated(self, state: Any, params: Any) -> Any:
         return jnp.bool_(False)

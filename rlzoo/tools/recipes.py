@@ -1,10 +1,10 @@
 """Data sets of our own, made on demand from our own training runs, deterministic from seeds.
 
-A name is TASK-TIER: `pendulum-medium-replay`. One training run of a task gives all its tiers, so
+A name is TASK-TIER: `pendulum-medium-replay`, `hopper-generalized-expert`. One training run of a task gives all its tiers, so
 they are made together, into `datasets/` of the cache folder:
 
     random          uniformly random actions
-    medium          the first policy that has come a third of the way from random to expert
+    medium          the first policy that is a third to a half of the way from random to expert
     medium-replay   all that the run had stored up to there, its random actions included
     medium-expert   medium and expert, one after the other
     expert          the best policy of the run's second half
@@ -43,12 +43,14 @@ from rlzoo.tools import collect
 VERSION = 1
 """of the recipes: another one has files of its own"""
 SEED = 0
-MEDIUM = 1 / 3
+MEDIUM = (1 / 3, 1 / 2)
 """how far `medium` has come from random to expert"""
 POINTS = 40
 """how often a run is looked at"""
 LOOKS = 16
 """episodes that it plays then"""
+SAID = 5
+"""looks for each that is told of"""
 JUDGED = 100
 """episodes that give the expert's return"""
 MANY, FEW = 5, 30
@@ -70,19 +72,40 @@ class Task(NamedTuple):
     """of the algorithm's Config; the replay holds the whole run"""
 
 
-def _brax(name: str, takes: str) -> Task:
+def _spring(name: str) -> Task:
+    """On a CPU, small."""
     return Task(
-        env=f"brax/{name}",
+        env=f"brax/{name}:spring",
         algorithm="td3",
         episodes=200,
         noise=0.1,
-        takes=takes,
+        takes="five to ten minutes",
         fields={
             "total_steps": 200_000,
             "num_envs": 4,
             "updates_per_step": 2,
             "hidden": (128, 128),
             "learning_starts": 5_000,
+            "learning_rate": 3e-4,
+        },
+    )
+
+
+def _generalized(name: str) -> Task:
+    """The usual sizes; for a GPU."""
+    return Task(
+        env=f"brax/{name}:generalized",
+        algorithm="sac",
+        episodes=1_000,
+        noise=0.1,
+        takes="many hours (a GPU is wanted)",
+        fields={
+            "total_steps": 1_000_000,
+            "num_envs": 8,
+            "updates_per_step": 8,
+            "hidden": (256, 256),
+            "batch_size": 256,
+            "learning_starts": 10_000,
             "learning_rate": 3e-4,
         },
     )
@@ -138,9 +161,12 @@ TASKS = {
             "double": True,
         },
     ),
-    "hopper": _brax("hopper:spring", "twenty minutes"),
-    "walker2d": _brax("walker2d:spring", "twenty minutes"),
-    "halfcheetah": _brax("halfcheetah:spring", "twenty minutes"),
+    "hopper": _spring("hopper"),
+    "walker2d": _spring("walker2d"),
+    "halfcheetah": _spring("halfcheetah"),
+    "hopper-generalized": _generalized("hopper"),
+    "walker2d-generalized": _generalized("walker2d"),
+    "halfcheetah-generalized": _generalized("halfcheetah"),
 }
 TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MIXES = {
@@ -163,7 +189,7 @@ def task_of(name: str) -> str:
     """The task of a data set. Raises `Refused` where there is none of this name."""
     if name not in names():
         raise Refused.unknown("data set", name, names())
-    return next(task for task in TASKS if name.startswith(f"{task}-"))
+    return next(task for task in TASKS if name in names(task))
 
 
 def path_of(name: str) -> Path:
@@ -249,7 +275,7 @@ def make(name: str, say: Callable[[str], None] = _say) -> Iterator[tuple[str, Da
             f"{name}: the run ended no better than random actions: its return is {best.ret:.5g}, "
             f"theirs {worst:.5g}"
         )
-    middle = next(x for x in looks if x.ret - worst >= MEDIUM * (best.ret - worst))
+    middle = _middle(looks, worst, best.ret)
     key = jax.random.key(SEED)
 
     def played(look: Look, episodes: int, noise: float, number: int) -> Dataset:
@@ -278,6 +304,13 @@ def make(name: str, say: Callable[[str], None] = _say) -> Iterator[tuple[str, Da
             "reference": (float(worst), float(expert_return)),
         }
         yield tier, dataclasses.replace(data, **about)
+
+
+def _middle(looks: list[Look], worst: float, best: float) -> Look:
+    """The first look within MEDIUM; where a run has leapt over that, the first beyond it."""
+    low, high = (worst + share * (best - worst) for share in MEDIUM)
+    within = (look for look in looks if low <= look.ret <= high)
+    return next(within, None) or next(look for look in looks if look.ret >= low)
 
 
 def for_imitation(tiers: dict[str, Dataset]) -> dict[str, Dataset]:
@@ -310,5 +343,6 @@ def train(task: Task, env: Env, say: Callable[[str], None]) -> tuple[list[Look],
         ret = float(program.evaluate(states, steps)["eval/return"][0])
         state = jax.tree.map(lambda x: x[0], states)
         looks.append(Look(steps, jax.device_get(program.algorithm.policy(state)), ret))
-        say(f"  step {steps:,} of {program.steps:,}: return {ret:.5g}")
+        if len(looks) % SAID == 0:
+            say(f"  step {steps:,} of {program.steps:,}: return {ret:.5g}")
     return looks, state, program.algorithm
