@@ -31,8 +31,8 @@ from rlzoo.study import (
 
 TABULAR = "algorithms/mex_tabular.py"
 GAMES = "algorithms/mex_games.py"
-SEEDS = 10
-GAMES_PLAYED = 20
+SEEDS = 20
+"""or games; tuning has as many members, so that it is the same compiled program"""
 Parts = dict[str, str]
 
 
@@ -50,8 +50,7 @@ class Lab:
     def tuned(self, name: str, program: str, flags: str, field: str, grid: Sequence[float]) -> str:
         """The value of `field` with the lowest mean regret over seeds that are used for nothing
         else. Where it is at the end of its grid, the grid moves on from there, twice at most."""
-        members = GAMES_PLAYED if program == GAMES else SEEDS
-        seeds = f"--seed 1000 --seeds {members // len(grid)}"
+        seeds = f"--seed 1000 --seeds {SEEDS // len(grid)}"
         for attempt in ("", "-wider", "-widest"):
             values = ",".join(f"{value:.6g}" for value in grid)
             sweep = f"--sweep {field}={values}"
@@ -279,7 +278,7 @@ def games(lab: Lab) -> Parts:
             name = f"games/{game}-{method}"
             flags = f"--env {game} --method {method} --total-steps {episodes}"
             eta = "" if method == "nash" else lab.tuned(name, GAMES, flags, "eta", ETAS)
-            more = f"{f'--eta {eta} ' * bool(eta)}--seeds {GAMES_PLAYED}"
+            more = f"{f'--eta {eta} ' * bool(eta)}--seeds {SEEDS}"
             run = lab.arm(name, GAMES, f"{flags} {more} --eval-every {episodes // 2}")
             regret[method], linear[method] = regrets(run), is_linear(run, episodes)
             last = column(run, "eval/exploitability", episodes)
