@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny_data
 from rlzoo.algorithms import mbrcsl
@@ -183,136 +182,107 @@ def test_exact_noise_gives_the_action_back():
         np.testing.assert_allclose(found, want, atol=2e-3)
 
 
-@pytest.mark.timeout(120)
-def test_both_modes_are_drawn():
-    """Actions of +-0.7, whatever is observed: samples lie at both, where a mean would be 0."""
-    net, schedule = mbrcsl.UNet((16, 32), 8), mbrcsl.noise_schedule(5)
-    params = net.init(KEY, jnp.zeros((1, 1)), jnp.zeros(1), jnp.zeros((1, 1)))
-    optimizer = optax.adam(3e-3)
-
-    def update(carry, key):
-        params, opt_state = carry
-        keys = jax.random.split(key, 4)
-        obs = jax.random.normal(keys[0], (64, 1))
-        action = 0.7 * jax.random.rademacher(keys[1], (64, 1), jnp.float32)
-        k = jax.random.randint(keys[2], (64,), 0, 5)
-        noise = jax.random.normal(keys[3], (64, 1))
-        grads, _ = jax.grad(mbrcsl.behavior_loss, has_aux=True)(
-            params, obs, action, k, noise, net, schedule
-        )
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    @quick_jit
-    def run(params):
-        start = (params, optimizer.init(params))
-        (params, _), _ = jax.lax.scan(update, start, jax.random.split(KEY, 800))
-        obs = jax.random.normal(KEY, (500, 1))
-        return mbrcsl.denoise(params, obs, KEY, net, schedule, 1)[:, 0]
-
-    found = np.asarray(run(params))
-    assert 0.3 < (found > 0).mean() < 0.7
-    assert (np.abs(np.abs(found) - 0.7) < 0.3).mean() > 0.85
-    assert (np.abs(found) < 0.3).mean() < 0.1
-
-
 # ---- rollouts ------------------------------------------------------------------------------------
 
 
-def roll(alg, state, calls=1):
-    metrics = []
-    step = quick_jit(alg.stages[2].step)
+@functools.cache
+def rolling(**fields):
+    """The algorithm, and the compiled step of its third stage."""
+    alg = tiny(**fields)
+    return alg, quick_jit(alg.stages[2].step)
+
+
+@functools.cache
+def rolled(seed=0, calls=1, **fields):
+    """The state after some calls of that stage, and the last call's metrics."""
+    alg, step = rolling(**fields)
+    state = alg.init(jax.random.key(seed)).replace(data_best=jnp.float32(0.0))
     for t in range(calls):
-        state, found = step(state, t)
-        metrics.append(found)
+        state, metrics = step(state, t)
     return state, metrics
 
 
 def test_the_filter_keeps_what_beats_the_data():
-    alg = tiny()
-    state = alg.init(KEY)
-    assert float(state.data_best) == pytest.approx(episodes(tiny_data.continuous()).returns.max())
-    state = state.replace(data_best=jnp.float32(0.0))
-    after, (metrics,) = roll(alg, state)
+    fresh = tiny().init(KEY)
+    assert float(fresh.data_best) == pytest.approx(episodes(tiny_data.continuous()).returns.max())
+    after, metrics = rolled()  # better than 0
     size = int(after.kept.size)
     kept = jax.tree.map(lambda x: np.asarray(x[:size]), after.kept.data)
     assert 0 < size < 20 and float(metrics["train/accepted"]) == pytest.approx(size / 20)
     assert (kept.to_go[:, 0] > 0).all() and int(after.tried) == 20
     assert float(after.highest) == pytest.approx(kept.to_go[:, 0].max())
-    everything, _ = roll(tiny(accept="all"), state)
+    everything, _ = rolled(accept="all")
     assert int(everything.kept.size) == 20
     returns = np.asarray(everything.kept.data.to_go[:20, 0])
-    np.testing.assert_allclose(np.sort(returns[returns > 0]), np.sort(kept.to_go[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(returns[returns > 0]), np.sort(kept.to_go[:, 0]), rtol=1e-4)
 
 
 def test_rollouts_start_where_episodes_start():
-    state, _ = roll(tiny(accept="all"), tiny().init(KEY))
+    state, _ = rolled(accept="all")
     data = tiny_data.continuous()
     first = np.asarray(data.obs)[np.asarray(data.starts[:-1])]
-    begun = np.asarray(state.kept.data.obs)[:20, 0]
-    assert np.isin(begun, first).all()
-    assert state.kept.data.obs.shape[1] == rlzoo.make(TINY["env"]).max_steps
+    obs = np.asarray(state.kept.data.obs)[:20]
+    assert np.isin(obs[:, 0], first).all()
+    assert obs.shape[1] == rlzoo.make(TINY["env"]).max_steps
+    low, high = np.asarray(data.obs).min(), np.asarray(data.obs).max()
+    assert obs.min() >= low and obs.max() <= high
+
+
+def test_predictions_may_leave_the_range_as_released():
+    state, _ = rolled(accept="all", clip=False)
+    data = tiny_data.continuous()
+    assert np.abs(np.asarray(state.kept.data.obs)).max() > np.abs(np.asarray(data.obs)).max()
 
 
 def test_rollouts_in_the_environment_itself():
-    """Its rewards, up to the end of the episode: here one step, 1 - (error of the action)^2 or so."""
-    alg = tiny(accept="all", model="true")
-    state, _ = roll(alg, alg.init(KEY))
+    """Its rewards, up to the end of the episode: here one step."""
+    state, _ = rolled(accept="all", model="true")
     to_go = np.asarray(state.kept.data.to_go[:20])
     assert (to_go[:, 0] != 0).all() and (to_go[:, 1:] == 0).all()
 
 
 def test_stages_end_early():
-    alg = tiny(accept="all")
+    alg, _ = rolling(accept="all")
     model, behavior, rollouts, policy = alg.stages
     assert [stage.calls for stage in alg.stages] == [2, 6, 3, 6]
     assert behavior.until is None and policy.until is None
     state = alg.init(KEY)
     assert not bool(rollouts.until(state)) and not bool(model.until(state))
-    state, _ = roll(alg, state)
-    assert bool(rollouts.until(state))
+    assert bool(rollouts.until(rolled(accept="all")[0]))
 
 
 def test_the_policy_is_told_about_the_accepted_rollouts():
-    alg = tiny(accept="all")
-    states = [roll(alg, alg.init(jax.random.key(seed)), seed + 1)[0] for seed in range(2)]
-    stacked = jax.tree.map(
-        lambda *x: np.stack([np.asarray(part) for part in x]), *map(bare, states)
-    )
-    ready = alg.stages[3].enter(stacked, [mbrcsl.Config(), mbrcsl.Config()])
+    alg, _ = rolling(accept="all")
+    states = [rolled(seed, seed + 1, accept="all")[0] for seed in range(2)]
+    ready = alg.stages[3].enter(on_host(states), [mbrcsl.Config(), mbrcsl.Config()])
     for member, state in enumerate(states):
         size = int(state.kept.size)
         obs = np.asarray(state.kept.data.obs[:size]).reshape(-1, 1)
         to_go = np.asarray(state.kept.data.to_go[:size])
         seen = np.concatenate([obs, to_go.reshape(-1, 1)], 1)
-        np.testing.assert_allclose(
-            ready.policy.scale.mean[member], seen.mean(0), rtol=1e-4, atol=1e-5
-        )
-        np.testing.assert_allclose(ready.policy.scale.std[member], seen.std(0) + 1e-3, rtol=1e-4)
+        scale = jax.tree.map(lambda x, m=member: x[m], ready.policy.scale)
+        np.testing.assert_allclose(scale.mean, seen.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scale.std, seen.std(0) + 1e-3, rtol=1e-4)
         assert ready.policy.target[member] == to_go[:, 0].max()
 
 
-def bare(state):
-    """A state without keys, as the host gets it."""
-    return state.replace(key=0, model_key=0)
+def on_host(states):
+    """States of several members, as a stage is handed them."""
+    plain = [state.replace(key=0, model_key=0) for state in states]
+    return jax.tree.map(lambda *x: np.stack([np.asarray(part) for part in x]), *plain)
 
 
-def test_nothing_accepted_is_refused(tmp_path):
-    config = mbrcsl.Config(**TINY | {"needed": 1})
-    data = tiny_data.continuous()
-    rich = data.replace(reward=data.reward + 1e6)
+def test_nothing_accepted_is_refused():
+    """Of two members the second has nothing."""
+    alg, _ = rolling(accept="all")
+    full = rolled(accept="all")[0]
+    empty = alg.init(KEY).replace(
+        tried=jnp.int32(60), highest=jnp.float32(1.5), data_best=jnp.float32(2.25)
+    )
     with pytest.raises(
-        Refused, match=r"none of 60 rollouts .* best of the data .*--behavior-updates"
+        Refused, match=r"none of 60 rollouts .* return is 1.5, .* is 2.25. .*--behavior-updates"
     ):
-        rlzoo.train(
-            mbrcsl.make,
-            config,
-            # the model learns small rewards, and the best return is out of reach
-            rich.replace(reward=rich.reward.at[1:].add(-1e6)),
-            seeds=1,
-            quiet=True,
-            out=str(tmp_path / "run"),
-        )
+        alg.stages[3].enter(on_host([full, empty]), [mbrcsl.Config()] * 2)
 
 
 @pytest.mark.parametrize(
