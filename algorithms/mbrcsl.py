@@ -7,7 +7,8 @@ Run: python algorithms/mbrcsl.py --env point-maze --seeds 3
     Without --dataset, point-maze makes the paper's data set. The paper's sizes: --members 7
     --elites 5 --model-hidden 200 200 200 200 --widths 256 512 1024 --embedding 256
     --diffusion-steps 10 --behavior-learning-rate 1e-4 --released-warmup --behavior-updates 38_900
-    --hidden 1024 1024 --learning-rate 5e-5 --weight-decay 0.1 --no-normalize --no-anneal-lr --no-clip
+    --hidden 1024 1024 --learning-rate 5e-5 --weight-decay 0.1 --no-normalize --no-anneal-lr
+    --no-clip
 Result: RESULT
 Metrics:
     loss/model       held-out squared error of the models' means

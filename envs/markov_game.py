@@ -20,7 +20,7 @@ class State(environment.EnvState):
 @struct.dataclass
 class Params(environment.EnvParams):
     payoff: Any = None
-    """[H, S, A, A]: mean payoffs of the first player, in [-1, 1]; the second one's are the opposite"""
+    """[H, S, A, A]: mean payoffs of the first player, in [-1, 1]; the second's are the opposite"""
     transition: Any = None
     """[H, S, A, A, S]: probabilities of the next state"""
     max_steps_in_episode: int = 1

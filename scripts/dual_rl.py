@@ -220,7 +220,8 @@ def stability(lab: Lab) -> Parts:
     for other in ("xql", "xql, hardly clipped"):
         claims += [
             claim(
-                f"over its temperatures the lowest score of f-DVL (total variation) beats {other}'s",
+                "over its temperatures the lowest score of f-DVL (total variation) "
+                f"beats {other}'s",
                 more,
                 lowest[ours],
                 lowest[other],

@@ -57,8 +57,6 @@ TINY = {
     # pipelines of models, diffusion and rollouts
     "members": 2,
     "elites": 1,
-    "model_hidden": (4, 4),
-    "model_epochs": 2,
     "epochs_per_call": 2,
     "widths": (4, 8),
     "embedding": 4,

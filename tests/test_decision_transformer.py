@@ -46,7 +46,7 @@ def net():
 
 @pytest.mark.parametrize("name", ("obs", "action", "to_go"))
 def test_nothing_sees_what_comes_after(net, name):
-    """What changes at step 2 leaves earlier outputs as they are; an action also that of its step."""
+    """A change at step 2 leaves earlier outputs as they are; of an action also that of its step."""
     seen = window(np.random.default_rng(1))
     changed = seen._replace(**{name: getattr(seen, name).at[:, 2].add(1.0)})
     before, after = net(seen), net(changed)

@@ -321,7 +321,7 @@ def test_shares_held_out(plain):
 
 
 def test_several_processes_find_what_was_made(tmp_path, plain, monkeypatch):
-    """Data are read, and made, before the processes start; the folder has the environment's name."""
+    """Data are read and made before the processes start, in a folder of the environment's name."""
     data = tiny_data.continuous()
     dataset.save(data, tmp_path / "a.npz")
     monkeypatch.chdir(tmp_path)

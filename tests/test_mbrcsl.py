@@ -1,4 +1,4 @@
-"""MBRCSL: its diffusion by hand, what it accepts and refuses, and a stitched way through the maze."""
+"""MBRCSL: its diffusion by hand, what it accepts and refuses, a stitched way through the maze."""
 
 import functools
 
@@ -143,7 +143,7 @@ def test_behavior_loss():
 
 
 def test_denoising_steps():
-    """Every step against the posterior by hand, in float64; the supposed clean action is clipped."""
+    """Every step against the posterior by hand, in float64; the clean action is clipped."""
     schedule = mbrcsl.noise_schedule(5)
     obs = jnp.zeros((4, 1))
     trace = []
