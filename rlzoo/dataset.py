@@ -12,8 +12,9 @@ compiled code:
 
 Bootstrapping stops at `terminated` alone; returns and windows are cut where an episode ends,
 truncated or not. Drawing and `returns_to_go` are for compiled code, everything else is of the host.
-See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for names and layouts, and
-`rlzoo/tools/collect.py` to record data of your own.
+See `rlzoo/formats.py` for the files that can be read, `rlzoo/layouts.py` for names and layouts,
+`rlzoo/tools/collect.py` to record data of your own, and `rlzoo/tools/recipes.py` for the data sets
+that rlzoo makes itself.
 """
 
 import contextlib
@@ -148,7 +149,8 @@ def windows(
     """
     if length < 1 or pad not in ("left", "right"):
         raise Refused(
-            f"windows: length={length}, pad={pad!r}: needs a length of at least 1, and 'left' or 'right'"
+            f"windows: length={length}, pad={pad!r}: needs a length of at least 1, and 'left' or "
+            "'right'"
         )
     row = draw(dataset, key, n)[:, None]
     episode = jnp.searchsorted(dataset.starts, row, side="right", method="scan_unrolled") - 1
@@ -232,7 +234,8 @@ def normalized_score(dataset: Dataset, ret: Any) -> Any:
     """
     if dataset.reference is None or dataset.reference[0] == dataset.reference[1]:
         raise Refused(
-            f"reference={dataset.reference}: a score needs the returns of a random and of an expert "
+            f"reference={dataset.reference}: a score needs the returns of a random and of an "
+            "expert "
             "policy; set them with dataset.replace(reference=(random_return, expert_return)) "
             "(rlzoo data collect --reference RANDOM EXPERT)"
         )
@@ -266,12 +269,14 @@ def take(dataset: Dataset, which: Any) -> Dataset:
         which = np.flatnonzero(which)
     if which.dtype.kind not in "iu" or which.ndim != 1 or not which.size:
         raise Refused(
-            f"take: episodes are given as whole numbers [k], k >= 1, or bools [{dataset.num_episodes}], not as "
+            "take: episodes are given as whole numbers [k], k >= 1, or bools "
+            f"[{dataset.num_episodes}], not as "
             f"{which.dtype}{list(which.shape)}"
         )
     if which.min() < 0 or which.max() >= dataset.num_episodes:
         raise Refused(
-            f"take: episode {which[(which < 0) | (which >= dataset.num_episodes)][0]} does not exist: there are "
+            f"take: episode {which[(which < 0) | (which >= dataset.num_episodes)][0]} does not "
+            "exist: there are "
             f"{dataset.num_episodes}, counted from 0"
         )
     starts = np.asarray(dataset.starts)
@@ -286,7 +291,8 @@ def split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Da
     count = round(fraction * dataset.num_episodes)
     if not 0 < count < dataset.num_episodes:
         raise Refused(
-            f"split: fraction={fraction} of {dataset.num_episodes} episodes would be {count}: each part needs "
+            f"split: fraction={fraction} of {dataset.num_episodes} episodes would be {count}: "
+            "each part needs "
             "at least one"
         )
     chosen = np.zeros(dataset.num_episodes, bool)
@@ -329,13 +335,15 @@ def weighted(dataset: Dataset, weights: Any) -> Dataset:
     weights = np.asarray(weights)
     if weights.shape != (dataset.num_episodes,):
         raise Refused(
-            f"weights have shape {list(weights.shape)}, must have one for each of the {dataset.num_episodes} "
+            f"weights have shape {list(weights.shape)}, must have one for each of the "
+            f"{dataset.num_episodes} "
             "episodes"
         )
     bad = ~np.isfinite(weights) | (weights < 0)
     if bad.any():
         raise Refused(
-            f"weights: episode {bad.argmax()} has {weights[bad.argmax()]}; must be finite and at least 0"
+            f"weights: episode {bad.argmax()} has {weights[bad.argmax()]}; must be finite and at "
+            "least 0"
         )
     if not weights.any():
         raise Refused("weights are all 0: at least one must be positive")
@@ -360,7 +368,8 @@ def concatenate(datasets: Sequence[Dataset], ratio: Sequence[float] | None = Non
         len(ratio) != len(datasets) or not all(0 < r < np.inf for r in ratio)
     ):
         raise Refused(
-            f"concatenate: ratio={ratio}: must be {len(datasets)} positive numbers, one for each data set"
+            f"concatenate: ratio={ratio}: must be {len(datasets)} positive numbers, one for each "
+            "data set"
         )
     about = _about(datasets[0]) | {
         "source": " + ".join(dict.fromkeys(data.source for data in datasets)),
@@ -401,12 +410,14 @@ def _check_alike(datasets: Sequence[Dataset]) -> None:
             )
         if None not in (data.reference, first.reference) and data.reference != first.reference:
             raise Refused(
-                f"concatenate: reference of data set {i} is {data.reference}, of data set 0 {first.reference}"
+                f"concatenate: reference of data set {i} is {data.reference}, of data set 0 "
+                f"{first.reference}"
             )
         for name in spec | (other := _spec(data)):
             if spec.get(name) != other.get(name):
                 raise Refused(
-                    f"concatenate: {name} of data set {i} is {other.get(name, 'missing')}, of data set 0 "
+                    f"concatenate: {name} of data set {i} is {other.get(name, 'missing')}, of "
+                    "data set 0 "
                     f"{spec.get(name, 'missing')}"
                 )
 
@@ -502,7 +513,8 @@ def load_all(given: Any) -> Any:
         return load(given)
     if not isinstance(given, Mapping) or not given:
         raise Refused(
-            f"dataset is {type(given).__name__}: must be a data set, a file, or a mapping from names "
+            f"dataset is {type(given).__name__}: must be a data set, a file, or a mapping from "
+            "names "
             "to one of these"
         )
     return {name: _load_entry(name, entry) for name, entry in given.items()}
@@ -511,7 +523,8 @@ def load_all(given: Any) -> Any:
 def _load_entry(name: Any, entry: Any) -> Dataset:
     if not isinstance(name, str) or not isinstance(entry, str | Path | Dataset):
         raise Refused(
-            f"dataset {name!r} is {type(entry).__name__}: must be a name with a data set or a file; "
+            f"dataset {name!r} is {type(entry).__name__}: must be a name with a data set or a "
+            "file; "
             "arrays become a data set by dataset.from_arrays"
         )
     with _naming(name):
@@ -528,7 +541,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def recorded(env: Env, key: jax.Array) -> Dataset:
-    """The data set that an environment makes of itself, by scripts of its own; in compiled code too.
+    """The data set that an environment makes of itself, by its own scripts; in compiled code too.
 
     Such an environment has `record(key, params)`, which gives arrays [episodes, length, ...] by the
     names of a transition's fields, and others, which become `extra`.
@@ -591,12 +604,14 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
         return
     if dataset.obs.shape[1:] != env.obs_shape:
         raise Refused(
-            f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are {list(env.obs_shape)}"
+            f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are "
+            f"{list(env.obs_shape)}"
         )
     kind = lambda discrete: "discrete" if discrete else "continuous"
     if dataset.discrete != env.discrete:
         raise Refused(
-            f"actions of the data set are {kind(dataset.discrete)}, those of {env.id} are {kind(env.discrete)}"
+            f"actions of the data set are {kind(dataset.discrete)}, those of {env.id} are "
+            f"{kind(env.discrete)}"
         )
     if not env.discrete and dataset.action.shape[1:] != env.action_space.shape:
         raise Refused(
@@ -606,7 +621,8 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
     action = np.asarray(dataset.action)
     if env.discrete and action.max() >= env.num_actions:
         raise Refused(
-            f"action: row {(action >= env.num_actions).argmax()} is {action.max()}, but {env.id} has "
+            f"action: row {(action >= env.num_actions).argmax()} is {action.max()}, but {env.id} "
+            "has "
             f"{env.num_actions} actions, counted from 0"
         )
     if not env.discrete:
@@ -641,7 +657,8 @@ def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = N
         files = " ".join(f"{name}=FILE" for name in names) or "FILE"
         raise Refused(
             f"{algorithm} learns from {what}, but {given}: --dataset {files} "
-            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` records one)"
+            "(`rlzoo data list` shows the names of some, `rlzoo data collect RUN --out FILE` "
+            "records one)"
         )
     kinds = {True: "discrete", False: "continuous"}
     for entry in dataset.values() if names else [dataset]:
@@ -649,7 +666,8 @@ def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = N
             hint = "offline_dqn and bc take" if entry.discrete else "iql and bc take"
             raise Refused(
                 f"{algorithm} needs {kinds[discrete]} actions, but those of the data set are "
-                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; {hint} these"
+                f"{kinds[entry.discrete]}: {entry.action.dtype}{list(entry.action.shape)}; "
+                f"{hint} these"
             )
 
 
@@ -714,10 +732,11 @@ def describe(dataset: Dataset) -> str:
     if dataset.reference:
         table["score"] = normalized_score(dataset, returns)
     terminated = np.asarray(dataset.terminated).sum() / dataset.num_episodes
+    size = machine.readable(dataset.nbytes)
     facts = {
         "environment": dataset.env or "unknown",
         "source": dataset.source or "unknown",
-        "transitions": f"{len(dataset):,} in {dataset.num_episodes:,} episodes, {machine.readable(dataset.nbytes)}",
+        "transitions": f"{len(dataset):,} in {dataset.num_episodes:,} episodes, {size}",
         "ends": f"{terminated:.1%} of the episodes terminated, {1 - terminated:.1%} truncated",
     }
     if dataset.reference:

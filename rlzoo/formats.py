@@ -53,8 +53,8 @@ def read(path: str | Path, wanted: Collection[str] = ()) -> tuple[dict[str, Any]
     """What a file holds, unchecked: its arrays by name, and what else `rlzoo.dataset.from_arrays`
     is to be told.
 
-    What lies in folders of an .hdf5 file or beside the transitions of a Minari data set is `Unread`,
-    unless its name is known or `wanted`.
+    What lies in folders of an .hdf5 file, or beside the transitions of a Minari data set, is
+    `Unread`, unless its name is known or `wanted`.
     """
     text = str(path)
     if text.startswith("minari:"):
@@ -121,7 +121,8 @@ def write(path: str | Path, arrays: Arrays, about: dict[str, Any]) -> None:
     path, metadata = check_writable(path), json.dumps(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
-        np.savez_compressed(path, allow_pickle=False, metadata=np.array([metadata]), **arrays)  # type: ignore[arg-type]
+        named: dict[str, Any] = {"metadata": np.array([metadata]), **arrays}
+        np.savez_compressed(path, allow_pickle=False, **named)
         return
     with _package("h5py").File(path, "w") as file:
         file.attrs["metadata"] = metadata
@@ -173,7 +174,8 @@ def _read_hdf5(path: Path, wanted: Collection[str]) -> tuple[dict[str, Any], str
         with h5py.File(path, "r") as file:
             if isinstance(file.get("episode_0"), h5py.Group):
                 raise Refused(
-                    f"{path} is the main_data.hdf5 of a Minari data set: give it that name, and put "
+                    f"{path} is the main_data.hdf5 of a Minari data set: give it that name, and "
+                    "put "
                     "its metadata.json beside it"
                 )
             file.visititems(visit)
@@ -262,7 +264,8 @@ def _joined(where: str, obs: Any, keys: list[str]) -> np.ndarray:
         )
     if not keys or not {*keys} <= {*obs}:
         raise Refused(
-            f"{where}: observations have the parts {', '.join(obs)}; say which to join, for example "
+            f"{where}: observations have the parts {', '.join(obs)}; say which to join, for "
+            "example "
             f"{where}?obs={','.join(list(obs)[:2])}"
         )
     return np.concatenate([obs[key] for key in keys], axis=-1)

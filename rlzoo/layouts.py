@@ -301,7 +301,8 @@ def _from_episodes(arrays: Arrays, length: np.ndarray | None) -> Arrays:
         )
     if (bad := (length < 1) | (length > steps)).any():
         raise Refused(
-            f"length: episode {bad.argmax()} has {length[bad][0]}, must be from 1 to {steps}, the steps of reward"
+            f"length: episode {bad.argmax()} has {length[bad][0]}, must be from 1 to {steps}, "
+            "the steps of reward"
         )
     at, length = np.arange(steps), length[:, None]
     unmarked = (at == length - 1) & ~arrays["terminated"] & ~arrays["truncated"]
@@ -345,7 +346,8 @@ def _with_successors(arrays: Arrays) -> Arrays:
     next_obs = np.concatenate([obs[1:], obs[-1:]])
     next_obs[terminated] = obs[terminated]
     note(
-        f"next_obs is missing: {cut.sum()} rows without a row after them were dropped, {terminated.sum()} terminated "
+        f"next_obs is missing: {cut.sum()} rows without a row after them were dropped, "
+        f"{terminated.sum()} terminated "
         "rows take their own obs"
     )
     arrays = arrays | {"next_obs": next_obs, "truncated": truncated | (before & ~terminated)}
@@ -358,7 +360,8 @@ def _rescaled(action: np.ndarray, bounds: tuple[Any, Any]) -> np.ndarray:
     )  # rounded as the actions were
     if action.dtype.kind != "f" or not np.all(np.isfinite(high - low) & (high > low)):
         raise Refused(
-            f"bounds=({low}, {high}) of {action.dtype} actions: bounds must be finite, low < high, and only "
+            f"bounds=({low}, {high}) of {action.dtype} actions: bounds must be finite, low < "
+            "high, and only "
             "continuous actions have them"
         )
     return (2.0 * (action - low) / (high - low) - 1.0).astype(np.float32)
@@ -380,8 +383,10 @@ def _note_resets(arrays: Arrays) -> None:
     same = (truncated & ~_breaks(arrays)[:-1]).sum()
     if same and (arrays["obs"] != arrays["obs"][0]).any():
         note(
-            f"next_obs of {same} of {truncated.sum()} truncated rows is the first obs of the next episode: if that is "
-            "not chance, an auto-reset has replaced the true successor, and bootstrapping there is wrong"
+            f"next_obs of {same} of {truncated.sum()} truncated rows is the first obs of the "
+            "next episode: if that is "
+            "not chance, an auto-reset has replaced the true successor, and bootstrapping there "
+            "is wrong"
         )
 
 
@@ -397,7 +402,8 @@ def wrong_shapes(arrays: Arrays) -> list[str]:
     for name, x in arrays.items():
         if (rows := len(x) if x.ndim else 0) != count:
             wrong.append(
-                f"{name} has {rows} rows, obs {count}: row {min(rows, count)} is the first without a partner"
+                f"{name} has {rows} rows, obs {count}: row {min(rows, count)} is the first "
+                "without a partner"
             )
     if next_obs.dtype != obs.dtype or next_obs.shape[1:] != obs.shape[1:]:
         wrong.append(f"next_obs is {_show(next_obs)}, obs {_show(obs)}: must be alike")
@@ -409,7 +415,8 @@ def wrong_shapes(arrays: Arrays) -> list[str]:
         action.dtype != np.float32 or action.ndim < 2
     ):
         wrong.append(
-            f"action is {_show(action)}, must be integers [N] (discrete: action.astype(int)) or floats "
+            f"action is {_show(action)}, must be integers [N] (discrete: action.astype(int)) or "
+            "floats "
             "[N, action_dim] (continuous: action[:, None])"
         )
     return wrong
@@ -458,7 +465,8 @@ def wrong_values(arrays: Arrays) -> list[str]:
             np.abs(action) > 1,
             lambda row: (
                 f"holds {action[row].flat[np.abs(action[row]).argmax()]}, must lie "
-                f"in [-1, 1]; {BOUNDS} maps another range to it, {CLIP} clips as the environment does"
+                f"in [-1, 1]; {BOUNDS} maps another range to it, {CLIP} clips as the environment "
+                "does"
             ),
         )
     return wrong

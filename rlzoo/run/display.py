@@ -197,7 +197,9 @@ def _label(metric: str) -> str:
 
 
 def _number(x: float | None) -> str:
-    return "-" if x is None else f"{x:,.2f}"
+    if x is None:
+        return "-"
+    return f"{x:.4f}" if abs(x) < 1 else f"{x:,.2f}"
 
 
 def _plural(count: int, noun: str) -> str:

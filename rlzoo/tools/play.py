@@ -1,4 +1,4 @@
-"""Watching a policy: rolls episodes as evaluation does, and draws them into a GIF, an MP4 or a page."""
+"""Watching a policy: rolls episodes as evaluation does, and draws a GIF, an MP4 or a page."""
 
 import contextlib
 import itertools
@@ -72,7 +72,8 @@ def play(
     for frames in roll(env, act, memory, jax.random.split(jax.random.key(seed), episodes), steps):
         rolled.append(frames)
         print(
-            f"episode {len(rolled)}: return {frames[-1].episode_return:.2f}, length {frames[-1].step}"
+            f"episode {len(rolled)}: return {frames[-1].episode_return:.2f}, length "
+            f"{frames[-1].step}"
         )
     out = write(env, rolled, out, fps)
     print(f"wrote {out}")
@@ -145,7 +146,8 @@ def write(env: environments.Env, episodes: list[list[Frame]], out: Path, fps: fl
         except offscreen.NoOpenGL as error:
             out = out.with_suffix(".html")
             print(
-                f"MuJoCo has no OpenGL to draw with here ({error}), so this is brax's player, a page:"
+                f"MuJoCo has no OpenGL to draw with here ({error}), so this is brax's player, a "
+                "page:"
             )
     if out.suffix == ".html":
         out.write_text(brax_player(inner, frames))

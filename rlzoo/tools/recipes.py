@@ -1,7 +1,7 @@
 """Data sets of our own, made on demand from our own training runs, deterministic from seeds.
 
-A name is TASK-TIER: `pendulum-medium-replay`, `hopper-generalized-expert`. One training run of a task gives all its tiers, so
-they are made together, into `datasets/` of the cache folder:
+A name is TASK-TIER: `pendulum-medium-replay`, `hopper-generalized-expert`. One training run of a
+task gives all its tiers, so they are made together, into `datasets/` of the cache folder:
 
     random          uniformly random actions
     medium          the first policy that is a third to a half of the way from random to expert
