@@ -58,6 +58,8 @@ class Config:
     """gamma"""
     tau: float = rlzoo.traced(0.005, least=0, most=1)
     """how far the target critics move towards the critics in each update"""
+    normalize_obs: bool = rlzoo.static(False)
+    """standardize observations by the mean and deviation of the data"""
     normalize_rewards: bool = rlzoo.static(True)
     """scale rewards so that the returns of the data's episodes span 1000"""
     reward_scale: float = rlzoo.traced(1.0, above=0)
@@ -132,6 +134,8 @@ class Params(NamedTuple):
 
 class Policy(NamedTuple):
     actor: Any
+    stats: data.Stats
+    """of the observations that it learnt from"""
 
 
 @struct.dataclass
@@ -246,17 +250,26 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     actor_adam = optax.flatten(optax.adam(rate))
     optimizers = Params(actor=actor_adam, critics=adam, value=adam)
 
-    def actor(params, obs):
+    # --- observations, as the networks see them ---
+    if config.normalize_obs:
+        stats = data.stats(dataset, eps=1e-3)
+    else:
+        stats = data.Stats(jnp.zeros(env.obs_shape), jnp.ones(env.obs_shape))
+
+    def standardize(stats, obs):
+        return env.flatten((obs - stats.mean) / stats.std)
+
+    def actor(params, obs, stats=stats):
         """The distribution of actions."""
-        return actor_net.apply(params, env.flatten(obs))
+        return actor_net.apply(params, standardize(stats, obs))
 
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
-        pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
+        pair = jnp.concatenate([standardize(stats, obs), action], axis=-1)
         return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
 
     def value(params, obs):
-        return value_net.apply(params, env.flatten(obs))[..., 0]
+        return value_net.apply(params, standardize(stats, obs))[..., 0]
 
     def init(key):
         actor_key, critic_key, value_key, key = jax.random.split(key, 4)
@@ -359,11 +372,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return state, value_metrics | actor_metrics | critic_metrics
 
     def policy(state):
-        return Policy(state.params.actor)
+        return Policy(state.params.actor, stats)
 
     def act(policy, obs, key):
         # The mean of a Gaussian has no noise, as policies are evaluated.
-        return actor(policy.actor, obs).mean()
+        return actor(policy.actor, obs, policy.stats).mean()
 
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
 

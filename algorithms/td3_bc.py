@@ -162,6 +162,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     critic_net = MLP(config.hidden, 1)
     # One vector of all parameters: an update is then one fused loop.
     optimizer = optax.flatten(optax.adam(config.learning_rate))
+
+    # --- observations, as the networks see them ---
     if config.normalize_obs:
         stats = data.stats(dataset, eps=1e-3)
     else:

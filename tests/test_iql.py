@@ -137,6 +137,23 @@ def test_rewards_are_normalized():
     np.testing.assert_allclose(init(jax.random.key(0)).reward_scale, 3 * 125, rtol=1e-5)
 
 
+def test_observations_are_standardized():
+    """Those of the data; the policy keeps what it needs, and acts alike where data are others."""
+    data, env = some_rows(), rlzoo.make(SMALL.env)
+    shifted = data.replace(obs_mean=data.obs_mean + 1.0)
+    plain = iql.make(SMALL, env, data)
+    alg = iql.make(dataclasses.replace(SMALL, normalize_obs=True), env, data)
+    state = quick_jit(alg.init)(jax.random.key(0))
+    policy, obs = alg.policy(state), data.obs[:5]
+    np.testing.assert_allclose(policy.stats.mean, data.obs.mean(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(plain.policy(state).stats.mean, 0.0)
+    action = alg.act(policy, obs, None)
+    scaled = (obs - policy.stats.mean) / policy.stats.std
+    np.testing.assert_allclose(plain.act(plain.policy(state), scaled, None), action, rtol=1e-4)
+    other = iql.make(dataclasses.replace(SMALL, normalize_obs=True), env, shifted)
+    np.testing.assert_array_equal(other.act(policy, obs, None), action)
+
+
 def test_the_actors_rate_falls_to_zero():
     config = dataclasses.replace(SMALL, total_steps=20, anneal_actor=True, batch_size=8)
     env, data = rlzoo.make(config.env), some_rows()
