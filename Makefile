@@ -10,13 +10,12 @@ demo: .venv/ready            ## train PPO on CartPole with 8 seeds and draw its 
 test: .venv/ready            ## the quick suite, under ten minutes on 2 cores
 	$(BIN)/python -m pytest
 
-test-all: .venv/ready        ## everything: lint, types, slow proofs, a smoke suite on each interpreter found
-	$(BIN)/ruff check . && $(BIN)/mypy
+test-all: lint               ## everything: lint, types, slow proofs, a smoke suite on each interpreter found
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout 1800
 	$(BIN)/python scripts/check_interpreters.py
 
-lint: .venv/ready
-	$(BIN)/ruff check . && $(BIN)/mypy
+lint: .venv/ready            ## checks, format and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlzoo needs Python 3.11 or newer; try: make PYTHON=python3.12 " + "$(MAKECMDGOALS)")'

@@ -70,9 +70,11 @@ class GaussianActor(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
+        # The mean is squashed, samples are not: the density stays that of a Gaussian.
         mean = jnp.tanh(MLP(self.hidden, self.action_dim)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0)))
+        std = jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+        return distrax.MultivariateNormalDiag(mean, std)
 
 
 class CategoricalActor(nn.Module):
@@ -111,7 +113,8 @@ def actor_loss(params, batch, actor):
     loss = -pi.log_prob(batch.action).mean()
     best = pi.mode()
     if batch.action.ndim == 1:
-        return loss, {"loss/actor": loss, "train/agreement": (best == batch.action).mean()}
+        agreement = (best == batch.action).mean()
+        return loss, {"loss/actor": loss, "train/agreement": agreement}
     error = ((best - batch.action) ** 2).mean()
     return loss, {"loss/actor": loss, "train/action_mse": error}
 
@@ -160,6 +163,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params)
 
     def act(policy, obs, key):
+        # The likeliest action: a Gaussian's mean.
         return actor(policy.params, obs).mode()
 
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)

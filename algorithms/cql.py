@@ -132,9 +132,13 @@ def squashed_gaussian(head):
 def propose(actor_params, batch, key, actor, count):
     """`count` actions each: uniform, of the policy, and of the policy at the next observation."""
     uniform_key, now_key, next_key = jax.random.split(key, 3)
+
+    # --- uniform ---
     shape = (count, *batch.action.shape)
     uniform = jax.random.uniform(uniform_key, shape, minval=-1.0)
     density = jnp.full(shape[:-1], -shape[-1] * jnp.log(2.0))
+
+    # --- of the policy ---
     now = actor(actor_params, batch.obs)
     later = actor(actor_params, batch.next_obs)
     now_action, now_log_prob = now.sample_and_log_prob(seed=now_key, sample_shape=count)
@@ -147,9 +151,15 @@ def propose(actor_params, batch, key, actor, count):
 
 def td_target(actor_params, target_params, batch, key, actor, critics, config):
     """Targets of both critics [batch], by the smaller value of one action of the policy."""
-    action = actor(actor_params, batch.next_obs).sample(seed=key)
-    next_value = critics(target_params, batch.next_obs, action).min(0)
-    return batch.reward + config.discount * (1.0 - batch.terminated) * next_value
+    # --- action of the policy ---
+    pi = actor(actor_params, batch.next_obs)
+    action = pi.sample(seed=key)
+
+    # --- the smaller of both values ---
+    next_values = critics(target_params, batch.next_obs, action)
+    next_value = next_values.min(axis=0)
+    discount = config.discount * (1.0 - batch.terminated)
+    return batch.reward + discount * next_value
 
 
 def critic_loss(params, batch, target, proposals, critics, config):
@@ -236,9 +246,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
             log_alpha=jnp.log(jnp.float32(config.alpha)),
         )
-        opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
+        opt_states = [
+            optimizer.init(part) for optimizer, part in zip(optimizers, params, strict=True)
+        ]
         return State(
             params=params,
+            # The targets start as the critics.
             target_params=params.critics,
             opt_states=Params(*opt_states),
             key=key,
@@ -251,7 +264,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         sample_key, next_key, propose_key, actor_key, key = jax.random.split(state.key, 5)

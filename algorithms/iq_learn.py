@@ -112,8 +112,10 @@ def squashed_gaussian(head):
 
 def soft_values(critic_params, actor_params, obs, key, actor, critics, config):
     """Q - alpha log pi of one action of the policy, by both critics: [2, batch]."""
-    action, log_prob = actor(actor_params, obs).sample_and_log_prob(seed=key)
-    return critics(critic_params, obs, action) - config.alpha * log_prob
+    pi = actor(actor_params, obs)
+    action, log_prob = pi.sample_and_log_prob(seed=key)
+    value = critics(critic_params, obs, action)
+    return value - config.alpha * log_prob
 
 
 def critic_loss(params, batch, expert, next_value, values, critics, config):
@@ -123,27 +125,34 @@ def critic_loss(params, batch, expert, next_value, values, critics, config):
     reward. `expert` [batch] marks rows; `next_value` [batch] is V', 0 where terminated;
     `values(params)` are V(s) by both critics [2, batch].
     """
+    # --- implied rewards: high for the expert's actions, and none too large ---
     q = critics(params, batch.obs, batch.action)
     chex.assert_shape(q, (2, *next_value.shape))
     reward = q - config.discount * next_value
-    share = expert / expert.sum()
-    demonstrated = (share * reward).sum(-1)
+    demonstrated = (expert * reward).sum(-1) / expert.sum()
     penalty = (reward**2).mean(-1) / (4.0 * config.chi_square)
-    start_value = (values(params) - config.discount * next_value).mean(-1)
-    loss = (penalty + start_value - demonstrated).sum()
-    others = (1.0 - expert).sum()
+
+    # --- the policy's own values: low ---
+    own = values(params) - config.discount * next_value
+    loss = (penalty + own.mean(-1) - demonstrated).sum()
+
+    other = 1.0 - expert
+    mixed_reward = (other * reward.mean(0)).sum()
     return loss, {
         "loss/critic": loss,
         "train/reward_expert": demonstrated.mean(),
-        "train/reward_mixed": (((1.0 - expert) * reward.mean(0)).sum(), others),
+        "train/reward_mixed": (mixed_reward, other.sum()),
         "train/q_max": rlzoo.most(jnp.abs(q).max()),
     }
 
 
 def actor_loss(params, critic_params, batch, key, actor, critics, config):
     """The smaller soft value of the policy's actions, negated."""
+    # --- actions of the policy, with gradients through them ---
     pi = actor(params, batch.obs)
     action, log_prob = pi.sample_and_log_prob(seed=key)
+
+    # --- the smaller of both values, and the entropy ---
     value = critics(critic_params, batch.obs, action).min(0)
     chex.assert_equal_shape([value, log_prob])
     loss = (config.alpha * log_prob - value).mean()
@@ -182,6 +191,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
         return State(
             params=params,
+            # The targets start as the critics.
             target_params=params.critics,
             opt_states=Params(*map(optimizer.init, params)),
             key=key,
@@ -204,7 +214,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         draw_key, value_key, next_key, actor_key, key = jax.random.split(state.key, 5)

@@ -56,6 +56,8 @@ class Config:
     """gamma"""
     tau: float = rlzoo.traced(0.005, least=0, most=1)
     """how far the target critics move towards the critics in each update"""
+    normalize_obs: bool = rlzoo.static(False)
+    """standardize observations by the mean and deviation of the data"""
     normalize_rewards: bool = rlzoo.static(True)
     """scale rewards so that the returns of the data's episodes span 1000"""
     reward_scale: float = rlzoo.traced(1.0, above=0)
@@ -99,9 +101,11 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
+        # The mean is squashed, samples are not: the density stays that of a Gaussian.
         mean = jnp.tanh(MLP(self.hidden, self.action_dim)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0)))
+        std = jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+        return distrax.MultivariateNormalDiag(mean, std)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -116,6 +120,8 @@ class Params(NamedTuple):
 
 class Policy(NamedTuple):
     actor: Any
+    stats: data.Stats
+    """of the observations that it learnt from"""
 
 
 @struct.dataclass
@@ -136,6 +142,7 @@ def value_loss(params, obs, q, value, config):
     v = value(params, obs)
     chex.assert_equal_shape([v, q])
     gap = q - v
+    # Values above the data's weigh more than those below.
     weight = jnp.where(gap > 0, config.expectile, 1.0 - config.expectile)
     loss = (weight * gap**2).mean()
     return loss, {
@@ -156,9 +163,12 @@ def critic_loss(params, batch, target, critics):
 
 def actor_loss(params, batch, advantage, actor, config):
     """The likelihood of the data's actions, weighted by exp(advantage [batch]) (equation 7)."""
+    # --- weights, capped ---
     weight = jnp.exp(config.inverse_temperature * advantage)
     saturated = weight >= config.max_weight
     weight = jnp.minimum(weight, config.max_weight)
+
+    # --- likelihood ---
     log_prob = actor(params, batch.obs).log_prob(batch.action)
     chex.assert_equal_shape([weight, log_prob])
     loss = -(weight * log_prob).mean()
@@ -180,23 +190,30 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     if config.anneal_actor:
         rate = optax.cosine_decay_schedule(rate, config.total_steps)
     # One vector of all parameters: an update is then one fused loop.
-    optimizers = Params(
-        actor=optax.flatten(optax.adam(rate)),
-        critics=optax.flatten(optax.adam(config.learning_rate)),
-        value=optax.flatten(optax.adam(config.learning_rate)),
-    )
+    adam = optax.flatten(optax.adam(config.learning_rate))
+    actor_adam = optax.flatten(optax.adam(rate))
+    optimizers = Params(actor=actor_adam, critics=adam, value=adam)
 
-    def actor(params, obs):
+    # --- observations, as the networks see them ---
+    if config.normalize_obs:
+        stats = data.stats(dataset, eps=1e-3)
+    else:
+        stats = data.Stats(jnp.zeros(env.obs_shape), jnp.ones(env.obs_shape))
+
+    def standardize(stats, obs):
+        return env.flatten((obs - stats.mean) / stats.std)
+
+    def actor(params, obs, stats=stats):
         """The distribution of actions."""
-        return actor_net.apply(params, env.flatten(obs))
+        return actor_net.apply(params, standardize(stats, obs))
 
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
-        pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
+        pair = jnp.concatenate([standardize(stats, obs), action], axis=-1)
         return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
 
     def value(params, obs):
-        return value_net.apply(params, env.flatten(obs))[..., 0]
+        return value_net.apply(params, standardize(stats, obs))[..., 0]
 
     def init(key):
         actor_key, critic_key, value_key, key = jax.random.split(key, 4)
@@ -208,10 +225,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
             value=value_net.init(value_key, obs),
         )
-        opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
+        opt_states = [
+            optimizer.init(part) for optimizer, part in zip(optimizers, params, strict=True)
+        ]
+        # By the returns of the whole data set: once, and not in every update.
         scale = data.reward_scale(dataset) if config.normalize_rewards else 1.0
         return State(
             params=params,
+            # The targets start as the critics.
             target_params=params.critics,
             opt_states=Params(*opt_states),
             reward_scale=config.reward_scale * scale,
@@ -225,7 +246,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         sample_key, key = jax.random.split(state.key)
@@ -259,8 +281,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
 
         # --- critics: towards the new values (equation 6) ---
+        # Bootstrapping stops where the task ended, and not at a time limit.
         next_value = value(value_params, batch.next_obs)
-        target = reward + config.discount * (1.0 - batch.terminated) * next_value
+        discount = config.discount * (1.0 - batch.terminated)
+        target = reward + discount * next_value
         critic_params, critic_opt, critic_metrics = gradient_step(
             optimizers.critics,
             critic_loss,
@@ -283,10 +307,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return state, value_metrics | actor_metrics | critic_metrics
 
     def policy(state):
-        return Policy(state.params.actor)
+        return Policy(state.params.actor, stats)
 
     def act(policy, obs, key):
-        return actor(policy.actor, obs).mean()
+        # The mean of a Gaussian has no noise, as policies are evaluated.
+        return actor(policy.actor, obs, policy.stats).mean()
 
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
 

@@ -5,9 +5,10 @@ Paper: Janner et al. 2019 (arXiv 1906.08253), algorithm 2; sizes and details as 
 Kind: model-based, actor-critic, continuous
 Run: python algorithms/mbpo.py --env Pendulum-v1 --seeds 5
     The authors' hopper: python algorithms/mbpo.py --env brax/hopper --total-steps 130_000
-    --learning-starts 5_000 --no-random-start --updates-per-step 40 --hidden 512 512
-    --batch-size 256 --learning-rate 3e-4 --target-every 4 --no-tune-alpha --alpha 0.2
-    --model-hidden 200 200 200 200 --rollouts-per-step 400 --rollout-schedule 20 150 1 15
+    --learning-starts 5_000 --no-random-start --no-sample-actions --updates-per-step 40
+    --hidden 512 512 --batch-size 256 --learning-rate 3e-4 --target-every 4 --no-tune-alpha
+    --alpha 0.2 --model-hidden 200 200 200 200 --model-learning-rate 1e-3 --model-batch-size 256
+    --patience 5 --rollouts-per-step 400 --rollout-schedule 20 150 1 15
 Result: a return of -200 or better on Pendulum within 2,500 steps; results/mex
 Metrics: those of sac.py, with averages over the model's rows, and of each fit of the model
     loss/model          mean training loss of the last epoch: twice the negative log-likelihood
@@ -57,8 +58,8 @@ class Config:
     """environment steps before the first update"""
     random_start: bool = rlzoo.static(True)
     """uniformly random actions until then; False: samples of the untrained policy"""
-    sample_actions: bool = rlzoo.static(False)
-    """after that act by samples of the policy; False: by its mean, as released"""
+    sample_actions: bool = rlzoo.static(True)
+    """after that act by samples of the policy; False: by its mean, as in the released code"""
     learning_rate: float = rlzoo.traced(1e-3, above=0)
     """Adam's step size, of SAC"""
     discount: float = rlzoo.traced(0.99, least=0, most=1)
@@ -77,21 +78,21 @@ class Config:
     """networks of the model; several are fitted to bootstrap samples"""
     num_elites: int = rlzoo.static(1, least=1)
     """networks that make rollouts: those with the lowest held-out error"""
-    model_hidden: tuple[int, ...] = rlzoo.static((64, 64, 64), least=1)
+    model_hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of their hidden layers"""
-    model_learning_rate: float = rlzoo.traced(1e-3, above=0)
+    model_learning_rate: float = rlzoo.traced(3e-3, above=0)
     """Adam's step size, of the model"""
     model_weight_decay: float = rlzoo.traced(1e-5, least=0)
     """of its kernels, within Adam's gradient"""
-    model_batch_size: int = rlzoo.static(256, least=1)
+    model_batch_size: int = rlzoo.static(32, least=1)
     """transitions in each of its updates"""
     model_every: int = rlzoo.static(250, least=1)
     """environment steps between fits of the model"""
-    model_epochs: int = rlzoo.static(50, least=1)
+    model_epochs: int = rlzoo.static(100, least=1)
     """epochs of a fit, at most"""
-    patience: int = rlzoo.static(5, least=1)
+    patience: int = rlzoo.static(10, least=1)
     """epochs without improvement that end a fit"""
-    rollouts_per_step: int = rlzoo.static(20, least=1)
+    rollouts_per_step: int = rlzoo.static(40, least=1)
     """rollouts begun for each environment step, all of them after a fit"""
     rollout_schedule: tuple[int, ...] = rlzoo.static((20, 150, 1, 1), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""

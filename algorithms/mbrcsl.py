@@ -8,12 +8,13 @@ Run: python algorithms/mbrcsl.py --env point-maze --seeds 3
     --elites 5 --model-hidden 200 200 200 200 --widths 256 512 1024 --embedding 256
     --diffusion-steps 10 --behavior-learning-rate 1e-4 --released-warmup --behavior-updates 38_900
     --hidden 1024 1024 --learning-rate 5e-5 --weight-decay 0.1 --no-normalize --no-anneal-lr
+    --no-clip
 Result: RESULT
 Metrics:
     loss/model       held-out squared error of the models' means
-    loss/behavior    squared error of the predicted noise; the longer the fit, the fewer are accepted
+    loss/behavior    squared error of the predicted noise; a longer fit makes fewer good rollouts
     train/accepted   share of rollouts whose predicted return is above that of all the data
-    train/rollout    mean predicted return; train/best the best one, train/data_best that of the data
+    train/rollout    mean predicted return; train/best: the best; train/data_best: the data's best
     loss/actor       squared error of the actions of accepted rollouts
     train/target     the return that the policy is asked for: the best accepted one, as predicted
 Deviations:
@@ -51,10 +52,12 @@ class Config:
     """of these, how many make the rollouts"""
     model_hidden: tuple[int, ...] = rlzoo.static((128, 128), least=1)
     """widths of the models' hidden layers"""
-    model_epochs: int = rlzoo.static(20, least=1)
+    model_epochs: int = rlzoo.static(10, least=1)
     """passes over the data at most"""
     epochs_per_call: int = rlzoo.static(5, least=1)
     """the fit ends after this many epochs in which no member improved"""
+    clip: bool = rlzoo.static(True)
+    """keep predictions within the range of the data; the released code lets them leave it"""
     # --- behavior ---
     widths: tuple[int, ...] = rlzoo.static((32, 64, 128), least=1)
     """widths of the U-Net's levels"""
@@ -73,7 +76,7 @@ class Config:
     """rollouts of one call"""
     max_batches: int = rlzoo.static(100, least=1)
     """calls at most"""
-    needed: int = rlzoo.static(100, least=1)
+    needed: int = rlzoo.static(200, least=1)
     """accepted rollouts that are enough"""
     accept: Literal["better", "all"] = rlzoo.static("better")
     """which rollouts the policy imitates: those better than all the data, or all of them"""
@@ -431,8 +434,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             episode = jax.random.randint(start_key, (count,), 0, data.num_episodes)
             starts = data.obs[data.starts[episode]]
 
+            def within(x, known):
+                return jnp.clip(x, known.min(0), known.max(0)) if config.clip else x
+
             def imagine(key, obs, action):
-                return ensemble.step(state.model, key, obs, action)
+                next_obs, reward = ensemble.step(state.model, key, obs, action)
+                return within(next_obs, data.obs), within(reward, data.reward)
 
             steps, valid = dynamics.rollout(imagine, behave, starts, roll_key, horizon)
             reward = steps.reward

@@ -219,7 +219,7 @@ def sweep(occupancy, est, order, config, upper_bound=False):
         loss = loss + (weight[:, 0] * at_action(lost, action)).sum()
         return (value, loss), (policy, transition)
 
-    start = (jnp.zeros(occupancy.shape[1]), jnp.float32(0))
+    start = (jnp.zeros_like(occupancy[0]), jnp.zeros_like(occupancy[0, 0]))
     layers = (occupancy, est, order)
     (value, loss), (policy, transition) = jax.lax.scan(one_step, start, layers, reverse=True)
     return policy, transition, value, loss

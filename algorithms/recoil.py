@@ -103,9 +103,11 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
+        # The mean is squashed, samples are not: the density stays that of a Gaussian.
         mean = jnp.tanh(MLP(self.hidden, self.action_dim)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0)))
+        std = jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+        return distrax.MultivariateNormalDiag(mean, std)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ def value_loss(params, rows, q, value, config):
     chex.assert_equal_shape([v, q, rows.weight])
     gap = (q - v) / config.temperature
     z = jnp.minimum(gap, config.max_clip)
+    # Constant, so that it scales the gradient alone.
     largest = jax.lax.stop_gradient(jnp.maximum(z.max(), -1.0))
     gumbel = jnp.exp(z - largest) - (z + 1.0) * jnp.exp(-largest)
     loss = (rows.weight * gumbel).mean()
@@ -170,10 +173,13 @@ def released_loss(q_mixed, q_expert, next_value, terminated, config):
     The expert's values are pinned at expert_reward for ever. The mixed data's have the negative
     reward and, where an episode terminated, have it for ever.
     """
+    # the value of a reward in every step
     forever = config.expert_reward / (1.0 - config.discount)
     after = jnp.where(terminated, -forever, next_value)
     target = -config.expert_reward + config.discount * after
-    error = (q_mixed - target) ** 2 + (q_expert - forever) ** 2
+    mixed_error = (q_mixed - target) ** 2
+    expert_error = (q_expert - forever) ** 2
+    error = mixed_error + expert_error
     return 0.5 * error.mean(-1).sum()
 
 
@@ -184,7 +190,8 @@ def mixture_loss(q, expert, residual, config):
     no critic changes. `expert` [2 n] marks rows; `residual` [2, 2 n] is gamma V' - Q.
     """
     share = jnp.where(expert, config.beta, 1.0 - config.beta)
-    mixture = (2.0 * share * residual**2 / 4.0).mean(-1)
+    # Half of the rows are the expert's: twice a mean over all is one over each half.
+    mixture = 2.0 * (share * residual**2 / 4.0).mean(-1)
     pull = 2.0 * config.beta * jnp.where(expert, q, 0.0).mean(-1)
     return (mixture - pull).sum()
 
@@ -195,12 +202,20 @@ def critic_loss(params, rows, next_value, critics, config):
     q = critics(params, batch.obs, batch.action)
     chex.assert_shape(q, (2, *next_value.shape))
     n = len(next_value) // 2
-    q_mixed, q_expert = q[:, :n], q[:, n:]
+    q_mixed = q[:, :n]
+    q_expert = q[:, n:]
     if config.loss == "released":
-        loss = released_loss(q_mixed, q_expert, next_value[:n], batch.terminated[:n], config)
+        loss = released_loss(
+            q_mixed,
+            q_expert,
+            next_value[:n],
+            batch.terminated[:n],
+            config,
+        )
     else:
         expert = jnp.arange(2 * n) >= n
-        residual = config.discount * (1.0 - batch.terminated) * next_value - q
+        discount = config.discount * (1.0 - batch.terminated)
+        residual = discount * next_value - q
         loss = mixture_loss(q, expert, residual, config)
     return loss, {
         "loss/critic": loss,
@@ -211,10 +226,14 @@ def critic_loss(params, rows, next_value, critics, config):
 
 def actor_loss(params, rows, advantage, actor, config):
     """The likelihood of the data's actions, weighted by exp(advantage [2 n]) and the rows' own."""
+    # --- weights, capped ---
     weight = jnp.exp(config.inverse_temperature * advantage)
     saturated = weight >= config.max_weight
     weight = rows.weight * jnp.minimum(weight, config.max_weight)
-    log_prob = actor(params, rows.batch.obs).log_prob(rows.batch.action)
+
+    # --- likelihood ---
+    pi = actor(params, rows.batch.obs)
+    log_prob = pi.log_prob(rows.batch.action)
     chex.assert_equal_shape([weight, log_prob])
     loss = -(weight * log_prob).mean()
     return loss, {"loss/actor": loss, "train/saturated": saturated.mean()}
@@ -235,11 +254,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     if config.anneal_actor:
         rate = optax.cosine_decay_schedule(rate, config.total_steps)
     # One vector of all parameters: an update is then one fused loop.
-    optimizers = Params(
-        actor=optax.flatten(optax.adam(rate)),
-        critics=optax.flatten(optax.adam(config.learning_rate)),
-        value=optax.flatten(optax.adam(config.learning_rate)),
-    )
+    adam = optax.flatten(optax.adam(config.learning_rate))
+    actor_adam = optax.flatten(optax.adam(rate))
+    optimizers = Params(actor=actor_adam, critics=adam, value=adam)
 
     def actor(params, obs):
         """The distribution of actions."""
@@ -263,15 +280,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
             value=value_net.init(value_key, obs),
         )
-        opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
+        opt_states = [
+            optimizer.init(part) for optimizer, part in zip(optimizers, params, strict=True)
+        ]
         return State(
             params=params,
+            # The targets start as the critics.
             target_params=params.critics,
             opt_states=Params(*opt_states),
             key=key,
         )
 
     def draw(mixed_key, expert_key):
+        """A batch of both data sets, and the share of each in values and actor."""
         parts = (
             data.sample(dataset["mixed"], mixed_key, config.batch_size),
             data.sample(dataset["expert"], expert_key, config.batch_size),
@@ -288,7 +309,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         mixed_key, expert_key, key = jax.random.split(state.key, 3)
@@ -298,7 +320,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         # --- values: a soft maximum over what the target critics think of the actions ---
         q = critics(state.target_params, batch.obs, batch.action).min(0)
         value_params, value_opt, value_metrics = gradient_step(
-            optimizers.value, value_loss, params.value, opt_states.value, rows, q, value, config
+            optimizers.value,
+            value_loss,
+            params.value,
+            opt_states.value,
+            rows,
+            q,
+            value,
+            config,
         )
 
         # --- actor: by the new values ---
@@ -342,6 +371,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return Policy(state.params.actor)
 
     def act(policy, obs, key):
+        # The mean of a Gaussian has no noise, as policies are evaluated.
         return actor(policy.actor, obs).mean()
 
     return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)

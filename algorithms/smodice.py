@@ -97,9 +97,11 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
+        # The mean is squashed, samples are not: the density stays that of a Gaussian.
         mean = jnp.tanh(MLP(self.hidden, self.action_dim)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0)))
+        std = jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+        return distrax.MultivariateNormalDiag(mean, std)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -132,12 +134,18 @@ def discriminator_loss(params, expert, mixed, mix, discriminator, config):
 
     The penalty is (|gradient| - 1)^2 at points between both, which `mix` [n, 1] in [0, 1] chooses.
     """
+    # --- cross-entropy ---
     expert_logit = discriminator(params, expert)
     mixed_logit = discriminator(params, mixed)
     entropy = jax.nn.softplus(-expert_logit).mean() + jax.nn.softplus(mixed_logit).mean()
+
+    # --- penalty ---
     slope = jax.vmap(jax.grad(lambda x: discriminator(params, x)))
-    norm = jnp.linalg.norm(slope(mix * expert + (1.0 - mix) * mixed), axis=-1)
-    loss = entropy + config.gradient_penalty * ((norm - 1.0) ** 2).mean()
+    between = mix * expert + (1.0 - mix) * mixed
+    norm = jnp.linalg.norm(slope(between), axis=-1)
+    penalty = ((norm - 1.0) ** 2).mean()
+
+    loss = entropy + config.gradient_penalty * penalty
     return loss, {
         "loss/discriminator": loss,
         "train/reward_expert": expert_logit.mean(),
@@ -157,7 +165,10 @@ def value_loss(params, batch, start_obs, reward, value, config):
     With chi-square its second part is E f*(advantage), f*(y) = y + y^2 / 2. The gradient is full:
     it goes through V(s') too.
     """
+    # --- where episodes start ---
     start = value(params, start_obs)
+
+    # --- everywhere else ---
     advantage = advantages(params, batch, reward, value, config)
     chex.assert_equal_shape([advantage, reward])
     if config.divergence == "kl":
@@ -171,7 +182,9 @@ def value_loss(params, batch, start_obs, reward, value, config):
 def importance(advantage, divergence):
     """Weights [n] of mean 1, in proportion to the policy's visits over the data's."""
     if divergence == "kl":
+        # exp(advantage), over its mean
         return len(advantage) * jax.nn.softmax(advantage)
+    # the derivative of the conjugate where it is positive
     weight = nn.relu(1.0 + advantage)
     return weight / jnp.maximum(weight.mean(), 1e-8)
 
@@ -225,7 +238,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             value=value_net.init(value_key, obs),
             discriminator=discriminator_net.init(discriminator_key, jnp.zeros(size)),
         )
-        opt_states = [opt.init(part) for opt, part in zip(optimizers, params, strict=True)]
+        opt_states = [
+            optimizer.init(part) for optimizer, part in zip(optimizers, params, strict=True)
+        ]
         return State(params=params, opt_states=Params(*opt_states), key=key)
 
     def gradient_step(optimizer, loss, params, opt_state, *args):
@@ -236,9 +251,12 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def discriminate(state, t):
         """An update of the discriminator."""
+        # --- sample ---
         expert_key, mixed_key, mix_key, key = jax.random.split(state.key, 4)
         expert = data.sample(dataset["expert"], expert_key, config.batch_size)
         mixed = data.sample(dataset["mixed"], mixed_key, config.batch_size)
+
+        # --- discriminator ---
         params, opt_state, metrics = gradient_step(
             optimizers.discriminator,
             discriminator_loss,
@@ -259,12 +277,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def learn(state, t):
         """An update of values and policy."""
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         sample_key, start_key, key = jax.random.split(state.key, 3)
         mixed = dataset["mixed"]
         batch = data.sample(mixed, sample_key, config.batch_size)
+        # The starts of episodes, all alike.
         episode = jax.random.randint(start_key, (config.batch_size,), 0, mixed.num_episodes)
         start_obs = mixed.obs[mixed.starts[episode]]
         reward = discriminator_net.apply(params.discriminator, seen(batch))

@@ -113,8 +113,10 @@ def td_target(target_params, batch, noise, actor, critics, config):
     action = jnp.clip(action, -1.0, 1.0)
 
     # --- the smaller of both values ---
-    next_value = critics(target_params.critics, batch.next_obs, action).min(0)
-    return batch.reward + config.discount * (1.0 - batch.terminated) * next_value
+    next_values = critics(target_params.critics, batch.next_obs, action)
+    next_value = next_values.min(axis=0)
+    discount = config.discount * (1.0 - batch.terminated)
+    return batch.reward + discount * next_value
 
 
 def critic_loss(params, batch, target, critics):
@@ -135,10 +137,14 @@ def actor_loss(params, critic_params, batch, actor, critics, config):
 
     Equations 3 and 5: -alpha / mean |Q| Q(s, pi(s)) + (pi(s) - a)^2.
     """
+    # --- values, on a scale that the rewards' has no part in ---
     first = jax.tree.map(lambda x: x[:1], critic_params)
     action = actor(params, batch.obs)
     value = critics(first, batch.obs, action)
-    scale = config.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
+    size = jax.lax.stop_gradient(jnp.abs(value).mean())
+    scale = config.alpha / size
+
+    # --- distance to the data's actions ---
     error = ((action - batch.action) ** 2).mean()
     loss = error - scale * value.mean()
     return loss, {"loss/actor": loss, "train/action_mse": error}
@@ -156,6 +162,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     critic_net = MLP(config.hidden, 1)
     # One vector of all parameters: an update is then one fused loop.
     optimizer = optax.flatten(optax.adam(config.learning_rate))
+
+    # --- observations, as the networks see them ---
     if config.normalize_obs:
         stats = data.stats(dataset, eps=1e-3)
     else:
@@ -184,6 +192,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
         return State(
             params=params,
+            # The targets start as the networks.
             target_params=params,
             opt_states=Params(*map(optimizer.init, params)),
             key=key,
@@ -196,7 +205,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def step(state, t):
-        params, opt_states = state.params, state.opt_states
+        params = state.params
+        opt_states = state.opt_states
 
         # --- sample ---
         sample_key, noise_key, key = jax.random.split(state.key, 3)

@@ -17,6 +17,7 @@ HOMES = {
     "Finite": "finite",
     "LightsOut": "lights_out",
     "LinearQ": "linear_q",
+    "MarkovGame": "markov_game",
     "Pancake": "pancake",
     "PointMaze": "point_maze",
     "Puzzle": "puzzle",
@@ -59,6 +60,9 @@ for count in (7, 8, 10, 35):
     gymnax.register(f"pancake{count}", Factory("Pancake", count))
 for size in (8, 12, 20, 30):
     gymnax.register(f"deep-sea{size}", Factory("DeepSea", size))
+for choices in (2, 3):
+    gymnax.register(f"matrix-game{choices}", Factory("MarkovGame", choices, 1, 1))
+gymnax.register("markov-game", Factory("MarkovGame"))
 gymnax.register("cube2", Factory("Cube2"))
 gymnax.register("cube3", Factory("Cube3"))
 gymnax.register("river-swim", Factory("RiverSwim"))

@@ -12,11 +12,13 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+Array = jax.Array
+
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
-    place: jax.Array
+    time: Array
+    place: Array
     """int32: 0 to 3 size + 2"""
 
 
@@ -61,23 +63,23 @@ class LinearQ(environment.Environment):
     def observation_space(self, params: Any = None) -> spaces.Box:
         return spaces.Box(0.0, float(self.states - 1), (1,))
 
-    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+    def reset_env(self, key: Array, params: Any) -> tuple:
         state = State(jnp.int32(0), jnp.int32(0))
         return self.get_obs(state), state
 
-    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Any) -> tuple:
+    def step_env(self, key: Array, state: State, action: Array, params: Any) -> tuple:
         reward = jnp.asarray(self.rewards)[state.place, action]
         place = jnp.asarray(self.next_place)[state.place, action]
         state = State(state.time + 1, place)
         return self.get_obs(state), state, reward, jnp.bool_(False), {}
 
-    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.float32(state.place)[None]
 
-    def is_terminated(self, state: State, params: Any) -> jax.Array:
+    def is_terminated(self, state: State, params: Any) -> Array:
         return jnp.bool_(False)
 
-    def is_truncated(self, state: State, params: Any) -> jax.Array:
+    def is_truncated(self, state: State, params: Any) -> Array:
         return state.time >= params.max_steps_in_episode
 
     def render(self, state: State, params: Any) -> Any:
@@ -92,7 +94,7 @@ class LinearQ(environment.Environment):
 
         return draw
 
-    def record(self, key: jax.Array, params: Any) -> dict[str, jax.Array]:
+    def record(self, key: Array, params: Any) -> dict[str, Array]:
         """The paper's data: the optimal episode 3 |S| times, and |S| episodes of which the e-th
         takes the other action at step e. Arrays [4 |S|, |S|, ...], as of `PointMaze.record`."""
         length = self.states

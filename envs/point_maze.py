@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+Array = jax.Array
 MOVES = ((0, 1), (0, -1), (-1, 0), (1, 0))
 """(row, column) steps; of equally short ways the one that comes first here is taken"""
 LEGS = 3
@@ -21,13 +22,13 @@ LEGS = 3
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
+    time: Array
     """steps made"""
-    position: jax.Array
+    position: Array
     """float32 [2], in cells; (0, 0) is the middle of the map, y points up"""
-    velocity: jax.Array
+    velocity: Array
     """float32 [2], per second"""
-    goal: jax.Array
+    goal: Array
     """float32 [2]; it is not observed"""
 
 
@@ -35,7 +36,7 @@ class State(environment.EnvState):
 class Params(environment.EnvParams):
     max_steps_in_episode: int = 200
     jitter: float = 0.25
-    """start and goal are uniform within this distance of their cells' centres, along each axis"""
+    """start and goal are uniform within this distance of their cells' centers, along each axis"""
     dt: float = 0.01
     """seconds"""
     gear: float = 100.0
@@ -65,7 +66,7 @@ ROUTES = (
     Route(((1, 1), (2, 1), (2, 4))),
     Route(((1, 1), (2, 1), (2, 4)), wander=True),
 )
-"""Of the paper's data: two go down and stop, two reach the goal by a detour. None does both well."""
+"""of the paper's data: two go down and stop, two reach the goal by a detour; none does both well"""
 EXPERT = Route(((2, 4),), to_goal=True)
 """straight to the goal"""
 
@@ -73,12 +74,12 @@ EXPERT = Route(((2, 4),), to_goal=True)
 class Driver(NamedTuple):
     """The memory of a scripted driver."""
 
-    leg: jax.Array
-    over: jax.Array
+    leg: Array
+    over: Array
     """bool: the last sub-goal was reached"""
-    cell: jax.Array
+    cell: Array
     """int32: where the next waypoint is"""
-    waypoint: jax.Array
+    waypoint: Array
     """float32 [2]"""
 
 
@@ -142,7 +143,7 @@ class PointMaze(environment.Environment):
         y = (rows - 1) / 2 - cell[..., 0]
         return (np if isinstance(cell, np.ndarray) else jnp).stack([x, y], axis=-1)
 
-    def cell(self, position: jax.Array) -> jax.Array:
+    def cell(self, position: Array) -> Array:
         """(row, column) of the cell that a position [..., 2] is in: int32 [..., 2]."""
         rows, columns = self.grid.shape
         row = jnp.floor(rows / 2 - position[..., 1])
@@ -151,14 +152,14 @@ class PointMaze(environment.Environment):
 
     # ---- the environment -------------------------------------------------------------------------
 
-    def reset_env(self, key: jax.Array, params: Params) -> tuple:
+    def reset_env(self, key: Array, params: Params) -> tuple:
         cells = self.center(np.array([self.start, self.goal]))
         noise = jax.random.uniform(key, (2, 2), minval=-params.jitter, maxval=params.jitter)
         position, goal = jnp.float32(cells) + noise
         state = State(jnp.int32(0), position, jnp.zeros(2), goal)
         return self.get_obs(state), state
 
-    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> tuple:
+    def step_env(self, key: Array, state: State, action: Array, params: Params) -> tuple:
         position, velocity = self.move(state.position, state.velocity, action, params)
         state = State(state.time + 1, position, velocity, state.goal)
         reward = jnp.exp(-jnp.linalg.norm(position - state.goal))
@@ -186,13 +187,13 @@ class PointMaze(environment.Environment):
         position = jnp.where(touches, nearest[wall] + radius * normal, position)
         return position, jnp.where(touches, velocity - inward * normal, velocity)
 
-    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.concatenate([state.position, state.velocity])
 
-    def is_terminated(self, state: State, params: Params) -> jax.Array:
+    def is_terminated(self, state: State, params: Params) -> Array:
         return jnp.bool_(False)
 
-    def is_truncated(self, state: State, params: Params) -> jax.Array:
+    def is_truncated(self, state: State, params: Params) -> Array:
         return state.time >= params.max_steps_in_episode
 
     def render(self, state: State, params: Params) -> Any:
@@ -214,11 +215,11 @@ class PointMaze(environment.Environment):
 
     def record(
         self,
-        key: jax.Array,
+        key: Array,
         params: Params,
         episodes: int = 250,
         routes: tuple[Route, ...] = ROUTES,
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Array]:
         """Whole episodes of scripted drivers, `episodes` of each route, one after the other.
 
         Returns: obs, action, reward, next_obs, terminated, truncated and group (the route's
@@ -249,7 +250,7 @@ class PointMaze(environment.Environment):
         goal_cells = cells[:, 0] * self.grid.shape[1] + cells[:, 1]
         steps = params.max_steps_in_episode
 
-        def step(carry: tuple, t: jax.Array) -> tuple:
+        def step(carry: tuple, t: Array) -> tuple:
             state, driver = carry
             way_key, random_key, step_key = jax.random.split(jax.random.fold_in(key, t), 3)
             driver = self._steer(way_key, t, state, driver, goals, goal_cells, last, wander)
@@ -285,7 +286,7 @@ class PointMaze(environment.Environment):
         columns = self.grid.shape[1]
         next_cells = jnp.asarray(self.next_cells)
 
-        def center(cell: jax.Array) -> jax.Array:
+        def center(cell: Array) -> Array:
             return self.center(jnp.stack(jnp.divmod(cell, columns)))
 
         # --- is the sub-goal reached? ---
@@ -295,7 +296,7 @@ class PointMaze(environment.Environment):
         reached = near & (slow | (final & wander)) & ~driver.over
         leg = jnp.where(reached & ~final, driver.leg + 1, driver.leg)
         goal, goal_cell = goals[leg], goal_cells[leg]
-        # --- a new sub-goal: first to the centre of the next cell on the way ---
+        # --- a new sub-goal: first to the center of the next cell on the way ---
         here = self.cell(state.position)
         first = next_cells[goal_cell, here[0] * columns + here[1]]
         new = (t == 0) | (leg != driver.leg)
@@ -313,7 +314,7 @@ class PointMaze(environment.Environment):
 def ways(grid: np.ndarray) -> np.ndarray:
     """The next cell on a shortest way: int32 [goals, cells], cells counted along the rows.
 
-    At the goal itself it is the first free neighbour.
+    At the goal itself it is the first free neighbor.
     """
     columns = grid.shape[1]
     free = [(row, column) for row, column in np.argwhere(~grid)]
@@ -323,13 +324,13 @@ def ways(grid: np.ndarray) -> np.ndarray:
         queue = [goal]
         for row, column in queue:
             for down, right in MOVES:
-                neighbour = (row + down, column + right)
-                if not grid[neighbour] and neighbour not in distance:
-                    distance[neighbour] = distance[row, column] + 1
-                    queue.append(neighbour)
+                neighbor = (row + down, column + right)
+                if not grid[neighbor] and neighbor not in distance:
+                    distance[neighbor] = distance[row, column] + 1
+                    queue.append(neighbor)
         for row, column in distance:
-            neighbours = [(row + down, column + right) for down, right in MOVES]
-            reachable = [cell for cell in neighbours if cell in distance]
+            neighbors = [(row + down, column + right) for down, right in MOVES]
+            reachable = [cell for cell in neighbors if cell in distance]
             best = min(reachable, key=distance.__getitem__, default=(row, column))
             table[goal[0] * columns + goal[1], row * columns + column] = best[0] * columns + best[1]
     return table

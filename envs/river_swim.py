@@ -10,15 +10,16 @@ from gymnax.environments import environment, spaces
 
 from .finite import Finite, Model
 
+Array = jax.Array
 REST, GOAL = 0.005, 1.0
 """rewards for action 0 in the first place, and for action 1 in the last"""
 
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
+    time: Array
     """steps made"""
-    place: jax.Array
+    place: Array
     """int32: 0 is the downstream end"""
 
 
@@ -65,11 +66,11 @@ class RiverSwim(Finite):
         down = jnp.full(self.size, params.back, jnp.float32).at[0].set(0.0)
         return down.at[-1].set(params.last_back), up.at[-1].set(0.0)
 
-    def reset_env(self, key: jax.Array, params: Params) -> tuple:
+    def reset_env(self, key: Array, params: Params) -> tuple:
         state = State(jnp.int32(0), jnp.int32(0))
         return self.see(state), state
 
-    def step_env(self, key: jax.Array, state: State, action: Any, params: Params) -> tuple:
+    def step_env(self, key: Array, state: State, action: Any, params: Params) -> tuple:
         swims = jnp.asarray(action) == 1
         rests = ~swims & (state.place == 0)
         arrives = swims & (state.place == self.size - 1)
@@ -83,7 +84,7 @@ class RiverSwim(Finite):
         state = State(state.time + 1, place)
         return self.see(state), state, reward, jnp.bool_(False), {}
 
-    def see(self, state: State) -> jax.Array:
+    def see(self, state: State) -> Array:
         return jax.nn.one_hot(state.place, self.size)
 
     def action_space(self, params: Params | None = None) -> spaces.Discrete:
@@ -97,7 +98,7 @@ class RiverSwim(Finite):
     def horizon(self, params: Params) -> int:
         return int(params.max_steps_in_episode)
 
-    def state_index(self, obs: jax.Array) -> jax.Array:
+    def state_index(self, obs: Array) -> Array:
         return jnp.argmax(obs, axis=-1)
 
     def model(self, params: Params) -> Model:

@@ -13,13 +13,14 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+Array = jax.Array
 REWARDS = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
 """of [step, action]"""
 
 
 @struct.dataclass
 class State(environment.EnvState):
-    time: jax.Array
+    time: Array
 
 
 class Stitching(environment.Environment):
@@ -39,22 +40,22 @@ class Stitching(environment.Environment):
     def observation_space(self, params: Any = None) -> spaces.Box:
         return spaces.Box(0.0, 2.0, (1,))
 
-    def reset_env(self, key: jax.Array, params: Any) -> tuple:
+    def reset_env(self, key: Array, params: Any) -> tuple:
         state = State(jnp.int32(0))
         return self.get_obs(state), state
 
-    def step_env(self, key: jax.Array, state: State, action: jax.Array, params: Any) -> tuple:
+    def step_env(self, key: Array, state: State, action: Array, params: Any) -> tuple:
         reward = jnp.asarray(REWARDS)[jnp.minimum(state.time, 1), action]
         state = State(state.time + 1)
         return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
 
-    def get_obs(self, state: State, params: Any = None, key: Any = None) -> jax.Array:
+    def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.float32(state.time)[None]
 
-    def is_terminated(self, state: State, params: Any) -> jax.Array:
+    def is_terminated(self, state: State, params: Any) -> Array:
         return state.time >= 2
 
-    def is_truncated(self, state: State, params: Any) -> jax.Array:
+    def is_truncated(self, state: State, params: Any) -> Array:
         return state.time >= params.max_steps_in_episode
 
     def render(self, state: State, params: Any) -> Any:
@@ -77,7 +78,7 @@ class Stitching(environment.Environment):
 
         return draw
 
-    def record(self, key: jax.Array, params: Any, episodes: int = 32) -> dict[str, jax.Array]:
+    def record(self, key: Array, params: Any, episodes: int = 32) -> dict[str, Array]:
         """Both episodes, each `episodes` times, as of `PointMaze.record`: [2 episodes, 2, ...]."""
         action = np.repeat([[0, 0], [1, 1]], episodes, axis=0).astype(np.int32)
         step = np.broadcast_to(np.arange(2), action.shape)

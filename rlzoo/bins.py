@@ -106,7 +106,7 @@ class Bins:
         return jnp.einsum("nj,nji->ni", probs, moved, precision="highest")
 
     def encode(self, y: Array) -> Array:
-        """What scalar targets y [...] are learnt as, by `loss`.
+        """What scalar targets y [...] are learned as, by `loss`.
 
         Distributions [..., num_bins] for `two_hot` and `hl_gauss`; for the others y itself.
         """

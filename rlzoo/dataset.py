@@ -647,9 +647,12 @@ def require(dataset: Any, algorithm: str, *names: str, discrete: bool | None = N
     else:
         found = isinstance(dataset, Dataset)
     if not found:
-        given = {type(None): "none was given", Dataset: "a single one was given"}.get(
-            type(dataset), f"{' and '.join(dataset or ['none'])} were given"
-        )
+        if dataset is None:
+            given = "none was given"
+        elif isinstance(dataset, Dataset):
+            given = "a single one was given"
+        else:
+            given = f"{' and '.join(dataset)} were given"
         what = f"data sets called {' and '.join(names)}" if names else "a data set"
         files = " ".join(f"{name}=FILE" for name in names) or "FILE"
         raise Refused(

@@ -3,7 +3,7 @@ rollouts inside it.
 
 Papers: PETS, Chua et al. 2018 (arXiv 1805.12114), the networks and their loss; MBPO, Janner et al.
 2019 (arXiv 1906.08253), early stopping, elites and branched rollouts; MOPO, Yu et al. 2020 (arXiv
-2005.13239), the penalty. An `Ensemble` is a description; what is learnt is a pytree that its pure
+2005.13239), the penalty. An `Ensemble` is a description; what is learned is a pytree that its pure
 functions take and return:
 
     model = rlzoo.dynamics.Ensemble(*env.obs_shape, env.action_dim)
@@ -30,6 +30,7 @@ so fitting B members costs about B times one; a step costs the same for any numb
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rlzoo.algorithm import Refused
-from rlzoo.env import Transition
+from rlzoo.env import Transition, where_each
 
 Array = jax.Array
 
@@ -107,7 +108,7 @@ class Fit(NamedTuple):
     epochs: Array
     """int32 []: how many ran"""
     loss: Array
-    """float32 [members]: mean training loss over the last epoch, without regularisers"""
+    """float32 [members]: mean training loss over the last epoch, without regularizers"""
     holdout: Array
     """float32 [members]: mean squared error of the means on the held-out rows, of the snapshot
     kept"""
@@ -127,13 +128,13 @@ def gaussian_nll(mean: Array, log_var: Array, target: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:
-    """`members` networks alike, each with its own initialisation and order of the data.
+    """`members` networks alike, each with its own initialization and order of the data.
 
     The loss of a member is the mean of `gaussian_nll` over rows and dimensions, plus `bound_coef`
     times the sum of (max_log_var - min_log_var), plus weight_decay / 2 times the squared kernels of
     each layer (the gradient of the last passes through Adam, as in MBPO and in torch's Adam; biases
-    do not decay). Members share nothing but the normalisation of inputs, so they train together
-    exactly as each would alone. Targets are not normalised.
+    do not decay). Members share nothing but the normalization of inputs, so they train together
+    exactly as each would alone. Targets are not normalized.
 
     Raises `Refused`, here and at trace time, for sizes and shapes that do not fit.
     """
@@ -206,20 +207,18 @@ class Ensemble:
         layers = len(self.hidden) + 1
         if isinstance(self.weight_decay, tuple) and len(self.weight_decay) != layers:
             raise Refused(
-                f"weight_decay={self.weight_decay} has {len(self.weight_decay)} values, must have {layers}: "
-                f"one for each layer of hidden={self.hidden} and one for the output"
+                f"weight_decay={self.weight_decay} has {len(self.weight_decay)} values, must have "
+                f"{layers}: one for each layer of hidden={self.hidden} and one for the output"
             )
 
     def init(self, key: Array) -> EnsembleState:
         """Members before any fit: kernels from a normal distribution cut at two of its deviations
-        1 / (2 sqrt(inputs)), biases 0, inputs not normalised."""
+        1 / (2 sqrt(inputs)), biases 0, inputs not normalized."""
         params = jax.vmap(self._init)(_member_keys(key, self.members))
         opt_state = jax.vmap(lambda p: _adam.init(ravel_pytree(p)[0]))(params)
         size = self.obs_dim + self.action_dim
-        inputs, best = (
-            Inputs(jnp.zeros(size), jnp.ones(size)),
-            jnp.full(self.members, jnp.inf, jnp.float32),
-        )
+        inputs = Inputs(jnp.zeros(size), jnp.ones(size))
+        best = jnp.full(self.members, jnp.inf, jnp.float32)
         return EnsembleState(params, opt_state, inputs, jnp.arange(self.elites), best)
 
     def predict(self, state: EnsembleState, obs: Array, action: Array) -> Prediction:
@@ -241,17 +240,26 @@ class Ensemble:
         elites of them and not all.
         """
         obs, action = self._checked(obs=obs, action=action)
-        n, share = len(obs), -(-len(obs) // self.elites)
+        n = len(obs)
+        share = -(-n // self.elites)
         deal_key, noise_key = jax.random.split(key)
+
+        # --- deal rows out to the elites; where n is no multiple, the last row fills up ---
         dealt = _shuffle(deal_key, share * self.elites)
-        deal = lambda x: x[jnp.minimum(dealt, n - 1)].reshape(self.elites, share, *x.shape[1:])
+
+        def deal(x: Array) -> Array:
+            hands = x[jnp.minimum(dealt, n - 1)]
+            return hands.reshape(self.elites, share, *x.shape[1:])
+
+        # --- predict, and put the rows back in their order ---
         elites = jax.tree.map(lambda x: x[state.elites], state.params)
-        hands = jax.vmap(self._predict, (0, None, 0, 0))(
-            elites, state.inputs, deal(obs), deal(action)
-        )
+        predict = jax.vmap(self._predict, (0, None, 0, 0))
+        hands = predict(elites, state.inputs, deal(obs), deal(action))
         back = jnp.argsort(dealt)[:n]
         mean, std = (x.reshape(-1, self.obs_dim + 1)[back] for x in hands)
-        outcome = mean + std * jax.random.normal(noise_key, mean.shape) if noise else mean
+        outcome = mean
+        if noise:
+            outcome = mean + std * jax.random.normal(noise_key, mean.shape)
         return outcome[:, :-1], outcome[:, -1]
 
     def fit(
@@ -265,7 +273,7 @@ class Ensemble:
         """Train until no member's held-out error has fallen for `patience` epochs, or for
         `max_epochs`.
 
-        Of the real rows a random share is held out; inputs are normalised by the others' mean and
+        Of the real rows a random share is held out; inputs are normalized by the others' mean and
         deviation. The held-out error is measured before the first epoch and after each. Whenever a
         member's falls below its best by more than `improvement`, a snapshot is kept, and that is
         what is returned. The error is that of the means, as in MBPO: where means are easier to
@@ -287,15 +295,18 @@ class Ensemble:
         bags = jax.vmap(lambda key: self._bag(key, data))(_member_keys(bag_key, self.members))
         first = self._error(state.params, data)
 
+        def one_member(params: Params, opt_state: Any, bag: Array, key: Array) -> tuple:
+            return self._epoch(params, opt_state, bag, key, data, extra)
+
         def epoch(now: _Progress) -> _Progress:
             keys = _member_keys(jax.random.fold_in(key, now.epochs), self.members)
-            one = lambda params, opt_state, bag, key: self._epoch(
-                params, opt_state, bag, key, data, extra
-            )
-            params, opt_state, loss = jax.vmap(one)(now.params, now.opt_state, bags, keys)
+            params, opt_state, loss = jax.vmap(one_member)(now.params, now.opt_state, bags, keys)
             error = self._error(params, data)
             better = error < now.best * (1 - self.improvement)
-            keep = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+            def keep(new: Array, old: Array) -> Array:
+                return where_each(better, new, old)
+
             return _Progress(
                 epochs=now.epochs + 1,
                 stale=jnp.where(better.any(), 0, now.stale + 1),
@@ -307,14 +318,20 @@ class Ensemble:
                 history=now.history.at[now.epochs + 1].set(error),
             )
 
-        zero, none = jnp.int32(0), jnp.zeros(self.members)
-        history = (
-            jnp.full((self.max_epochs + 1, self.members), jnp.nan, jnp.float32).at[0].set(first)
-        )
+        def going(now: _Progress) -> Array:
+            return (now.epochs < self.max_epochs) & (now.stale < self.patience)
+
+        history = jnp.full((self.max_epochs + 1, self.members), jnp.nan, jnp.float32)
         start = _Progress(
-            zero, zero, state.params, state.opt_state, none, state.params, first, history
+            epochs=jnp.int32(0),
+            stale=jnp.int32(0),
+            params=state.params,
+            opt_state=state.opt_state,
+            loss=jnp.zeros(self.members),
+            kept=state.params,
+            best=first,
+            history=history.at[0].set(first),
         )
-        going = lambda now: (now.epochs < self.max_epochs) & (now.stale < self.patience)
         end = lax.while_loop(going, epoch, start)
         elites = jnp.argsort(end.best)[: self.elites]
         state = EnsembleState(end.kept, end.opt_state, data.inputs, elites, end.best)
@@ -327,54 +344,50 @@ class Ensemble:
         error = (target - mean) ** 2 if self.deterministic else gaussian_nll(mean, log_var, target)
         fit = (batch.weight * error.mean(-1)).sum() / batch.weight.sum()
         layers = len(params.kernels)
-        decay = (
-            self.weight_decay
-            if isinstance(self.weight_decay, tuple)
-            else (self.weight_decay,) * layers
-        )
-        squares = [
+        decay: Any = self.weight_decay
+        if not isinstance(decay, tuple):
+            decay = (decay,) * layers
+        loss = fit + sum(
             0.5 * rate * (kernel**2).sum()
             for rate, kernel in zip(decay, params.kernels, strict=True)
-        ]
-        bounds = self.bound_coef * (params.max_log_var - params.min_log_var).sum()
-        return fit + sum(squares) + (
-            bounds if self.learn_bounds and not self.deterministic else 0.0
-        ), fit
+        )
+        if self.learn_bounds and not self.deterministic:
+            loss += self.bound_coef * (params.max_log_var - params.min_log_var).sum()
+        return loss, fit
 
     # ---- inside: fitting -------------------------------------------------------------------------
 
     def _split(self, key: Array, rows: "_Rows", size: Array) -> "_Data":
         held = jnp.clip((self.holdout * size).astype(jnp.int32), 1, self.max_holdout)
         order = _shuffle(key, len(rows[0]), size)
-        return _Data(rows, order, held, size - held, self._statistics(rows, order, held, size))
+        inputs = self._statistics(rows, order, held, size)
+        return _Data(rows, order, held, size - held, inputs)
 
     def _statistics(self, rows: "_Rows", order: Array, held: Array, size: Array) -> Inputs:
         """Mean and deviation of the inputs of the rows order[held:size]; a constant input is only
-        centred."""
+        centered."""
         position = jnp.arange(len(order))
-        mask = (
-            jnp.zeros(len(order), bool)
-            .at[order]
-            .set((position >= held) & (position < size))[:, None]
-        )
+        trained = (position >= held) & (position < size)
+        mask = jnp.zeros(len(order), bool).at[order].set(trained)[:, None]
         x = self._join(*rows[:2])
-        mean_of = lambda x: jnp.where(mask, x, 0).sum(0) / (size - held)
-        some = x[
-            order[held]
-        ]  # subtracted first: a constant then has deviation 0, not one of rounding
+
+        def mean_of(x: Array) -> Array:
+            return jnp.where(mask, x, 0).sum(0) / (size - held)
+
+        # Some row is subtracted first: a constant then has deviation 0, not one of rounding.
+        some = x[order[held]]
         mean = some + mean_of(x - some)
         std = jnp.sqrt(mean_of((x - mean) ** 2))
-        return Inputs(mean, jnp.where(std > 1e-6 * jnp.abs(mean) + 1e-12, std, 1.0))
+        varies = std > 1e-6 * jnp.abs(mean) + 1e-12
+        return Inputs(mean, jnp.where(varies, std, 1.0))
 
     def _bag(self, key: Array, data: "_Data") -> Array:
         """[capacity]: which of the rows to train on make up one member's epoch, in its first
         `trained` entries."""
         capacity = len(data.order)
-        return (
-            jax.random.randint(key, (capacity,), 0, data.trained)
-            if self.bootstrap
-            else jnp.arange(capacity)
-        )
+        if self.bootstrap:
+            return jax.random.randint(key, (capacity,), 0, data.trained)
+        return jnp.arange(capacity)
 
     def _chunk(self, i: Array, total: Array) -> tuple[Array, Array]:
         """Positions of minibatch i among `total`, and which of them exist; position 0 stands for
@@ -390,9 +403,11 @@ class Ensemble:
             batch = data.take(at, real)
             x = self._normalize(data.inputs, batch.obs, batch.action)
             mean = jax.vmap(lambda p: self._apply(p, x)[0])(params)
-            return total + (batch.weight[:, None] * (mean - self._target(batch)) ** 2).sum((1, 2))
+            squares = batch.weight[:, None] * (mean - self._target(batch)) ** 2
+            return total + squares.sum((1, 2))
 
-        total = lax.fori_loop(0, -(-data.held // self.batch_size), add, jnp.zeros(self.members))
+        batches = -(-data.held // self.batch_size)
+        total = lax.fori_loop(0, batches, add, jnp.zeros(self.members))
         return total / (data.held * (self.obs_dim + 1))
 
     def _epoch(
@@ -407,33 +422,30 @@ class Ensemble:
         """One member, once through its bag; also the mean of what measures the fit in its loss."""
         shuffle_key, key = jax.random.split(key)
         bag = bag[_shuffle(shuffle_key, len(bag), data.trained)]
-        vector, unravel = ravel_pytree(
-            params
-        )  # one vector: an optimiser step is then a few fused loops
+        # One vector: an optimizer step is then a few fused loops.
+        vector, unravel = ravel_pytree(params)
 
         def objective(vector: Array, batch: Batch, key: Array) -> tuple[Array, Array]:
             params = unravel(vector)
             total, fit = self.loss(params, data.inputs, batch)
             if extra:
-                total += extra(
-                    lambda obs, action: self._predict(params, data.inputs, obs, action), batch, key
-                )
+                predict = functools.partial(self._predict, params, data.inputs)
+                total += extra(predict, batch, key)
             return total, fit
 
         def update(i: Array, carry: tuple) -> tuple:
             vector, opt_state, total = carry
             at, real = self._chunk(i, data.trained)
             batch = data.take(data.held + bag[at], real)
-            grads, fit = jax.grad(objective, has_aux=True)(
-                vector, batch, jax.random.fold_in(key, i)
-            )
+            extra_key = jax.random.fold_in(key, i)
+            grads, fit = jax.grad(objective, has_aux=True)(vector, batch, extra_key)
             direction, opt_state = _adam.update(grads, opt_state)
-            return vector - self.learning_rate * direction, opt_state, total + fit * real.sum()
+            vector -= self.learning_rate * direction
+            return vector, opt_state, total + fit * real.sum()
 
         steps = -(-data.trained // self.batch_size)
-        vector, opt_state, total = lax.fori_loop(
-            0, steps, update, (vector, opt_state, jnp.float32(0))
-        )
+        start = (vector, opt_state, jnp.float32(0))
+        vector, opt_state, total = lax.fori_loop(0, steps, update, start)
         return unravel(vector), opt_state, total / data.trained
 
     # ---- inside: the network ---------------------------------------------------------------------
@@ -443,17 +455,18 @@ class Ensemble:
         sizes = (self.obs_dim + self.action_dim, *self.hidden, outputs)
         shapes = list(itertools.pairwise(sizes))
         ends = np.cumsum([i * o for i, o in shapes])
-        draws = jnp.split(jax.random.truncated_normal(key, -2, 2, (ends[-1],)), ends[:-1])
-        kernels = tuple(
-            x.reshape(i, o) / (2 * i**0.5) for x, (i, o) in zip(draws, shapes, strict=True)
-        )
+        draws = jax.random.truncated_normal(key, -2, 2, (ends[-1],))
+        kernels = []
+        for draw, (i, o) in zip(jnp.split(draws, ends[:-1]), shapes, strict=True):
+            kernels.append(draw.reshape(i, o) / (2 * i**0.5))
+        biases = [jnp.zeros(o) for _, o in shapes]
         low, high = (
             jnp.full(self.obs_dim + 1, bound, jnp.float32) for bound in self.log_var_bounds
         )
-        return Params(kernels, tuple(jnp.zeros(o) for o in sizes[1:]), low, high)
+        return Params(tuple(kernels), tuple(biases), low, high)
 
     def _apply(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """Mean and log-variance [n, obs_dim + 1] of the targets, of one member at normalised inputs
+        """Mean and log-variance [n, obs_dim + 1] of the targets, of one member at normalized inputs
         x [n, ...]."""
         *hidden, (kernel, bias) = zip(params.kernels, params.biases, strict=True)
         for weights, offset in hidden:
@@ -499,8 +512,8 @@ class Ensemble:
         size = capacity if size is None else size
         if not isinstance(size, jax.core.Tracer) and not 2 <= size <= capacity:
             raise Refused(
-                f"fit: size={size} with {capacity} rows: must be from 2 (one to train on, one held out) to "
-                f"{capacity}"
+                f"fit: size={size} with {capacity} rows: must be from 2 (one to train on, one held "
+                f"out) to {capacity}"
             )
         return rows, jnp.asarray(size, jnp.int32)
 
@@ -508,7 +521,8 @@ class Ensemble:
         """What is given, as arrays whose shapes are right."""
         rows = {name: jnp.asarray(x) for name, x in given.items()}
         n = len(rows["obs"]) if rows["obs"].ndim else 0
-        action = (n,) if jnp.issubdtype(rows["action"].dtype, jnp.integer) else (n, self.action_dim)
+        discrete = jnp.issubdtype(rows["action"].dtype, jnp.integer)
+        action = (n,) if discrete else (n, self.action_dim)
         want = {
             "obs": (n, self.obs_dim),
             "action": action,
@@ -575,10 +589,10 @@ def _shuffle(key: Array, n: int, size: Array | int | None = None) -> Array:
     """
     index = jnp.arange(n, dtype=jnp.uint32)
     low = jnp.uint32(2 ** (n - 1).bit_length() - 1)
-    last = (index >= (n if size is None else size)).astype(jnp.uint32) << 31
-    first, second = (
-        lax.sort(last | (jax.random.bits(key, (2, n)) >> 1 & ~low) | index, dimension=1) & low
-    )
+    last = index >= (n if size is None else size)
+    bits = jax.random.bits(key, (2, n)) >> 1 & ~low
+    words = last.astype(jnp.uint32) << 31 | bits | index
+    first, second = lax.sort(words, dimension=1) & low
     return first[second].astype(jnp.int32)
 
 
@@ -645,26 +659,23 @@ def rollout(
         valid = alive & jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
         next_obs = jnp.where(valid[:, None], next_obs, obs)
         terminated = valid & (terminate(obs, action, next_obs) if terminate else False)
+        alive = valid & ~terminated
         last = i == jnp.minimum(horizon if length is None else length, horizon) - 1
-        row = Transition(
-            obs,
-            action,
-            jnp.where(valid, reward, 0.0),
-            terminated,
-            valid & ~terminated & last,
-            next_obs,
-        )
-        return (next_obs, valid & ~terminated), (row, valid)
+        reward = jnp.where(valid, reward, 0.0)
+        row = Transition(obs, action, reward, terminated, alive & last, next_obs)
+        return (next_obs, alive), (row, valid)
 
     def body(carry: tuple[Array, Array], i: Array) -> tuple:
         if length is None:
             return advance(*carry, i)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(advance, *carry, i)[1]
-        )
+        _, shapes = jax.eval_shape(advance, *carry, i)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return lax.cond(i < length, lambda: advance(*carry, i), lambda: (carry, zeros))
 
-    return lax.scan(body, (obs, jnp.ones(len(obs), bool)), jnp.arange(horizon))[1]
+    start = (obs, jnp.ones(len(obs), bool))
+    steps: tuple[Transition, Array]
+    _, steps = lax.scan(body, start, jnp.arange(horizon))
+    return steps
 
 
 def pack(rows: Any, valid: Array) -> tuple[Any, Array]:
@@ -674,7 +685,11 @@ def pack(rows: Any, valid: Array) -> tuple[Any, Array]:
     Draw from them with `jax.random.randint(key, (batch,), 0, size)`.
     """
     order = jnp.argsort(~valid.reshape(-1), stable=True)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], rows), valid.sum()
+
+    def packed(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])[order]
+
+    return jax.tree.map(packed, rows), valid.sum()
 
 
 # ---- termination ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Environments behind one functional, vectorised API.
+"""Environments behind one functional, vectorized API.
 
 `rlzoo.make(id)` returns an `Env`: many copies of one environment stepped together, with the true
 successor observation, termination and truncation apart, and an auto-reset that draws from a pool of
@@ -153,7 +153,7 @@ class Env:
 
     def terminates(self, obs: Any, action: Any, next_obs: Any) -> jax.Array:
         """Whether steps terminate, told from observations alone: bool [...]. For rollouts in a
-        learnt model. Raises `Refused` where no such rule is known."""
+        learned model. Raises `Refused` where no such rule is known."""
         if self.termination is None:
             raise Refused(
                 f"how {self.id!r} terminates is not known from observations (rules are in "
@@ -172,7 +172,11 @@ class Env:
         name, options = parameters.split(self.id)
         params = parameters.replaced(self.id, self.inner, self.params, fields)
         defaults = self.inner.default_params
-        axes = jax.tree.map(lambda p, d: 0 if jnp.ndim(p) > jnp.ndim(d) else None, params, defaults)
+
+        def axis_of(value: Any, default: Any) -> int | None:
+            return 0 if jnp.ndim(value) > jnp.ndim(default) else None
+
+        axes = jax.tree.map(axis_of, params, defaults)
         batched = any(axis == 0 for axis in jax.tree.leaves(axes))
         return dataclasses.replace(
             self,
@@ -230,10 +234,16 @@ class Env:
         """
         num_envs = state.episode_return.shape[0]
         keys = jax.random.split(key, (length + POOL_ROWS, num_envs))
-        old, keys, pool_keys = state.pool, keys[:length], keys[length:]
-        fresh = lambda: jax.vmap(self.starts)(pool_keys)
+        keys, pool_keys = keys[:length], keys[length:]
+
+        def fresh() -> tuple:
+            return jax.vmap(self.starts)(pool_keys)
+
         every = max(1, POOL_STEPS // length)
-        pool = fresh() if every == 1 else jax.lax.cond(t % every == 0, fresh, lambda: old)
+        if every == 1:
+            pool = fresh()
+        else:
+            pool = jax.lax.cond(t % every == 0, fresh, lambda: state.pool)
 
         def body(loop: tuple, x: tuple) -> tuple:
             obs, inner, ret, steps, carry = loop
@@ -248,21 +258,24 @@ class Env:
                 carry = after(carry, transition)
             if reset is not None:
                 carry = jax.tree.map(lambda a, b: where_each(ended, a, b), reset, carry)
-            ret, steps = ret + score, steps + 1
+            ret += score
+            steps += 1
+            # Where an episode has ended, the next one starts from the pool.
             start = jax.tree.map(
                 lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), pool
             )
-            obs_inner = jax.tree.map(
+            obs, inner = jax.tree.map(
                 lambda a, b: where_each(ended, a, b), start, (next_obs, next_inner)
             )
-            loop = (*obs_inner, jnp.where(ended, 0, ret), jnp.where(ended, 0, steps), carry)
-            return loop, (transition, extra, jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
+            finished = (jnp.where(ended, ret, 0), jnp.where(ended, steps, 0))
+            ret = jnp.where(ended, 0, ret)
+            steps = jnp.where(ended, 0, steps)
+            return (obs, inner, ret, steps, carry), (transition, extra, *finished)
 
         loop = (state.obs, state.inner, state.episode_return, state.episode_length, carry)
         clock = (t * length + jnp.arange(length)).astype(jnp.uint32)
-        rows = (
-            clock * np.uint32(2654435769) >> 16
-        ) % POOL_ROWS  # scattered, for episodes of equal length
+        # Rows are scattered, for episodes of equal length.
+        rows = (clock * np.uint32(2654435769) >> 16) % POOL_ROWS
         outs: tuple
         loop, outs = jax.lax.scan(body, loop, (xs, keys, rows))
         obs, inner, ret, steps, carry = loop
@@ -311,7 +324,8 @@ class Env:
         # A loop, not a cond: mapped over members, a cond would compute both branches.
         shifted = jnp.append(value[1:], value[-1:], 0)
         left = steps.truncated.at[-1].set(True)
-        return jax.lax.while_loop(lambda carry: carry[1].any(), judge_some, (shifted, left))[0]
+        values, _ = jax.lax.while_loop(lambda carry: carry[1].any(), judge_some, (shifted, left))
+        return values
 
     def random_action(self, key: jax.Array) -> jax.Array:
         """A uniformly random action of one environment."""
@@ -354,9 +368,12 @@ class Env:
         varies."""
         if self.param_axes is None:
             return jax.vmap(lambda *args: one(*args, self.params))
-        return lambda *args: jax.vmap(one, in_axes=(*[0] * len(args), self.param_axes))(
-            *args, self.params
-        )
+
+        def each(*args: Any) -> Any:
+            in_axes = (*[0] * len(args), self.param_axes)
+            return jax.vmap(one, in_axes=in_axes)(*args, self.params)
+
+        return each
 
     def one_params(self) -> Any:
         """The parameters of one environment (the first, where they vary)."""
@@ -373,7 +390,8 @@ class Env:
         space = self.inner.action_space(params)
         if hasattr(space, "n"):
             return action
-        low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
+        low = jnp.asarray(space.low, jnp.float32)
+        high = jnp.asarray(space.high, jnp.float32)
         return low + (jnp.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
 
     @functools.cached_property
@@ -424,16 +442,27 @@ def acting(act: Callable, memory: Callable | None, policy: Any, count: int) -> t
         return act(policy, remembered, obs, reward, key)
 
     start = None if memory is None else memory(policy)
-    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), start)
-    return jax.vmap(one), copies
+
+    def copies(x: Any) -> jax.Array:
+        return jnp.broadcast_to(x, (count, *jnp.shape(x)))
+
+    return jax.vmap(one), jax.tree.map(copies, start)
 
 
 def begin(env: Env, memory: Any, keys: jax.Array) -> Episodes:
     """Start an episode for each of `keys` [count]; `memory` is the policy's, as of `acting`."""
-    zero = jnp.zeros(len(keys))
-    obs, inner = env.starts(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0))
+    count = len(keys)
+    reset_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
+    obs, inner = env.starts(reset_keys)
     now = Episodes(
-        jnp.int32(0), obs, inner, memory, zero, zero > 0, zero, jnp.zeros(len(keys), jnp.int32)
+        step=jnp.int32(0),
+        obs=obs,
+        inner=inner,
+        memory=memory,
+        reward=jnp.zeros(count),
+        over=jnp.zeros(count, bool),
+        episode_return=jnp.zeros(count),
+        episode_length=jnp.zeros(count, jnp.int32),
     )
     return _settled(now)
 
@@ -445,7 +474,10 @@ def advance(env: Env, act: Callable, keys: jax.Array, now: Episodes) -> tuple[Ep
       act: `act(memory, obs [count, ...], reward [count], keys [count]) -> (action [count, ...],
         memory)`, `reward` being the previous step's, 0 at first.
     """
-    split = lambda key: jax.random.split(jax.random.fold_in(key, now.step + 1))
+
+    def split(key: jax.Array) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(key, now.step + 1))
+
     act_keys, step_keys = jax.vmap(split, out_axes=1)(keys)
     action, memory = act(now.memory, now.obs, now.reward, act_keys)
     obs, inner, reward, score, terminated, truncated = env.step_inner(step_keys, now.inner, action)
@@ -469,10 +501,15 @@ def episodes(env: Env, act: Callable, memory: Any, keys: jax.Array) -> tuple[jax
 
     Returns: undiscounted return [count] and length [count].
     """
-    going = lambda now: (now.step < env.max_steps) & ~now.over.all()
-    end = jax.lax.while_loop(
-        going, lambda now: advance(env, act, keys, now)[0], begin(env, memory, keys)
-    )
+
+    def going(now: Episodes) -> jax.Array:
+        return (now.step < env.max_steps) & ~now.over.all()
+
+    def step(now: Episodes) -> Episodes:
+        now, _ = advance(env, act, keys, now)
+        return now
+
+    end = jax.lax.while_loop(going, step, begin(env, memory, keys))
     return end.episode_return, end.episode_length
 
 
@@ -483,4 +520,5 @@ def _settled(now: Episodes) -> Episodes:
 
 def where_each(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`a` where `mask` [n] is True, else `b` [n, ...]."""
-    return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim)), a, b)
+    missing = b.ndim - mask.ndim
+    return jnp.where(mask.reshape(mask.shape + (1,) * missing), a, b)

@@ -194,18 +194,19 @@ def readable(size: float) -> str:
 def git_commit(folder: Path) -> str | None:
     """The commit that `folder` is checked out at, with `+changes` where it is modified; None
     outside git."""
-    run = lambda *args: subprocess.run(
-        ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
-    )
+
+    def run(*args: str) -> subprocess.CompletedProcess:
+        command = ["git", "-C", str(folder), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
     try:
         commit = run("rev-parse", "HEAD")
     except FileNotFoundError:  # no git on this machine
         return None
     if commit.returncode:
         return None
-    return commit.stdout.strip() + (
-        "+changes" if run("status", "--porcelain", "-uno").stdout.strip() else ""
-    )
+    changes = run("status", "--porcelain", "-uno").stdout.strip()
+    return commit.stdout.strip() + ("+changes" if changes else "")
 
 
 def _lines(path: str) -> list[str]:

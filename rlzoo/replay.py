@@ -125,13 +125,17 @@ class _Buffer:
         raise NotImplementedError
 
     def _init(self) -> dict[str, Any]:
-        data = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), self.row)
+        def empty(x: Any) -> Array:
+            return jnp.zeros((self.capacity, *x.shape), x.dtype)
+
+        data = jax.tree.map(empty, self.row)
         return {"data": data, "size": jnp.int32(0), "pos": jnp.int32(0)}
 
     def _rows(self, batch: Any, lead: tuple[int, ...], lead_name: str) -> Any:
         """`batch` as arrays, each leaf [*lead, ...]; refused where it does not fit the example."""
         batch = jax.tree.map(jnp.asarray, batch)
-        have, want = str(jax.tree.structure(batch)), str(jax.tree.structure(self.row))
+        have = str(jax.tree.structure(batch))
+        want = str(jax.tree.structure(self.row))
         if have != want:
             raise Refused(f"add: batch is a {have}, the example was a {want}")
         leaves = jax.tree_util.tree_leaves_with_path(batch)
@@ -178,13 +182,16 @@ class _Ring(_Buffer):
 
     def _add(self, state: State, batch: Any, t: Array | int) -> State:
         batch = self._rows(batch, (self.num_envs,), "num_envs")
-        start, last = self._start(t), self.capacity // self.num_envs - 1
-        write = lambda stored, new: lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
+        start = self._start(t)
+        last = self.capacity // self.num_envs - 1
+
+        def write(stored: Array, new: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(stored, new, start, axis=0)
+
+        data = jax.tree.map(write, state.data, batch)
         size = (jnp.minimum(jnp.asarray(t, jnp.int32), last) + 1) * self.num_envs
         pos = (start + self.num_envs) % self.capacity
-        return dataclasses.replace(
-            state, data=jax.tree.map(write, state.data, batch), size=size, pos=pos
-        )
+        return dataclasses.replace(state, data=data, size=size, pos=pos)
 
     def _open(self, tree: Levels, t: Array | int, weight: Array) -> Levels:
         """The tree after call t: its rows start no draw yet, those `span - 1` calls older now
@@ -225,20 +232,24 @@ class _Transitions(_Ring):
         self, state: ReplayState, index: Array, discount: Array | float, weight: Array
     ) -> Sample:
         batch = _take(state.data, index)
-        powers = jnp.cumprod(
-            jnp.full(self.span, discount, jnp.float32)
-        )  # powers[k - 1] = discount ** k
+        # powers[k - 1] = discount ** k
+        powers = jnp.cumprod(jnp.full(self.span, discount, jnp.float32))
         if self.span == 1:
             return Sample(batch, jnp.broadcast_to(powers, index.shape), index, weight)
         rows = self._following(index)
         data = state.data
         reward, terminated, truncated = _take((data.reward, data.terminated, data.truncated), rows)
+
+        # --- the rows before which no episode ended ---
         ends = (terminated | truncated).astype(jnp.int32)
-        used = jnp.cumsum(ends, axis=1) - ends == 0  # no episode ended before this row
+        used = jnp.cumsum(ends, axis=1) - ends == 0
         last = used.sum(axis=1) - 1
+
+        # --- their discounted sum, and what the last of them leads to ---
         factor = used * jnp.concatenate([jnp.ones(1), powers[:-1]])
         factor = factor.reshape(factor.shape + (1,) * (reward.ndim - 2))
-        total = (factor * reward.astype(jnp.float32)).sum(axis=1).astype(reward.dtype)
+        total = (factor * reward.astype(jnp.float32)).sum(axis=1)
+        total = total.astype(reward.dtype)
         final = jnp.take_along_axis(rows, last[:, None], axis=1)[:, 0]
         next_obs, terminated, truncated = _take(
             (data.next_obs, data.terminated, data.truncated), final
@@ -291,7 +302,8 @@ class Uniform(_Transitions):
         """
         self._check(n)
         oldest, starts = self._starts(state)
-        index = (oldest + jax.random.randint(key, (n,), 0, jnp.maximum(starts, 1))) % self.capacity
+        drawn = jax.random.randint(key, (n,), 0, jnp.maximum(starts, 1))
+        index = (oldest + drawn) % self.capacity
         return self._read(state, index, discount, jnp.ones(n))
 
     def update(self, state: ReplayState, index: Array, priority: Array) -> ReplayState:
@@ -351,11 +363,12 @@ class Prioritized(_Transitions):
         """
         self._check(n)
         width = state.tree[-1].sum() / n
-        index = _find(state.tree, jnp.arange(n) * width, jax.random.uniform(key, (n,)) * width)
+        begin = jnp.arange(n) * width
+        within = jax.random.uniform(key, (n,)) * width
+        index = _find(state.tree, begin, within)
         leaf = jnp.maximum(_take(state.tree[0], index), jnp.finfo(jnp.float32).tiny)
-        weight = (
-            leaf.min() / leaf
-        ) ** beta  # N and the sum of priorities cancel against the maximum
+        # N and the sum of priorities cancel against the maximum.
+        weight = (leaf.min() / leaf) ** beta
         return self._read(state, index, discount, weight)
 
     def update(self, state: PrioritizedState, index: Array, priority: Array) -> PrioritizedState:
@@ -371,9 +384,8 @@ class Prioritized(_Transitions):
         _check_priorities(index, priority)
         priority = priority.astype(jnp.float32)
         priority = jnp.where((priority > 0) & jnp.isfinite(priority), priority**self.alpha, 0)
-        oldest, starts = self._starts(
-            state
-        )  # rows written after the draw may not be starts any more
+        # Rows written after the draw may not be starts any more.
+        oldest, starts = self._starts(state)
         priority = jnp.where((index - oldest) % self.capacity < starts, priority, 0)
         return dataclasses.replace(
             state,
@@ -429,7 +441,8 @@ class Masked(_Buffer):
         count = mask.sum(dtype=jnp.int32)
         place = (state.pos + jnp.cumsum(mask, dtype=jnp.int32) - 1) % self.capacity
         # Rows that are not real go to places beyond the end, which are dropped; all places differ.
-        place = jnp.where(mask, place, self.capacity + jnp.arange(self.num_rows, dtype=jnp.int32))
+        beyond = self.capacity + jnp.arange(self.num_rows, dtype=jnp.int32)
+        place = jnp.where(mask, place, beyond)
 
         def write(stored: Array, new: Array) -> Array:
             new = new.reshape(self.num_rows, *stored.shape[1:])
@@ -505,8 +518,10 @@ class Trajectory(_Ring):
     def sample(self, state: TrajectoryState, key: Array, n: int) -> Any:
         """Draw n windows uniformly, with replacement: rows with leaves [n, length, ...]."""
         self._check(n)
-        which = jax.random.randint(key, (n,), 0, jnp.maximum(self.num_windows(state), 1))
-        return _take(state.data, self._following(_find(state.tree, jnp.zeros_like(which), which)))
+        windows = jnp.maximum(self.num_windows(state), 1)
+        which = jax.random.randint(key, (n,), 0, windows)
+        start = _find(state.tree, jnp.zeros_like(which), which)
+        return _take(state.data, self._following(start))
 
 
 def _check_priorities(index: Array, priority: Array) -> None:
@@ -541,27 +556,28 @@ def _take(data: Any, index: Array) -> Any:
 def _zeros(leaves: int, dtype: Any) -> Levels:
     depth = 0
     while leaves > FANOUT:
-        leaves, depth = -(-leaves // FANOUT), depth + 1
-    return tuple(jnp.zeros(leaves * FANOUT**level, dtype) for level in range(depth, -1, -1))
+        leaves = -(-leaves // FANOUT)
+        depth += 1
+    sizes = [leaves * FANOUT**level for level in range(depth, -1, -1)]
+    return tuple(jnp.zeros(size, dtype) for size in sizes)
 
 
 def _write(tree: Levels, starts: tuple[Array, ...], blocks: tuple[Array, ...]) -> Levels:
     """Write each block of leaves at its start, as `_Ring._add` writes rows: no scatter under
     vmap."""
-    level, size = tree[0], len(blocks[0])
+    level = tree[0]
+    size = len(blocks[0])
     for start, block in zip(starts, blocks, strict=True):
         level = lax.dynamic_update_slice(level, block, (start,))
     levels = [level]
     for level in tree[1:]:
-        size = min(
-            (size + FANOUT - 2) // FANOUT + 1, len(level)
-        )  # parents that `size` neighbours can have
+        # The most parents that `size` neighbors can have.
+        size = min((size + FANOUT - 2) // FANOUT + 1, len(level))
         starts = tuple(jnp.minimum(start // FANOUT, len(level) - size) for start in starts)
         for start in starts:
             children = lax.dynamic_slice(levels[-1], (start * FANOUT,), (size * FANOUT,))
-            level = lax.dynamic_update_slice(
-                level, children.reshape(size, FANOUT).sum(axis=1), (start,)
-            )
+            sums = children.reshape(size, FANOUT).sum(axis=1)
+            level = lax.dynamic_update_slice(level, sums, (start,))
         levels.append(level)
     return tuple(levels)
 
@@ -572,9 +588,8 @@ def _set(tree: Levels, index: Array, values: Array) -> Levels:
     levels = [tree[0].at[index].set(0).at[index].max(values)]
     for parents in tree[1:]:
         index = index // FANOUT
-        levels.append(
-            parents.at[index].set(_take(levels[-1].reshape(-1, FANOUT), index).sum(axis=1))
-        )
+        children = _take(levels[-1].reshape(-1, FANOUT), index)
+        levels.append(parents.at[index].set(children.sum(axis=1)))
     return tuple(levels)
 
 
@@ -583,7 +598,7 @@ def _find(tree: Levels, base: Array, offset: Array) -> Array:
     holds 0.
 
     Descends into the last positive child that begins at or before the point. Rounding can thus move
-    a point to a neighbour but not to an empty child (flashbax#52), and a positive node has a
+    a point to a neighbor but not to an empty child (flashbax#52), and a positive node has a
     positive child. Splitting the point lets float32 resolve single rows among millions: `offset`
     stays small.
     """
@@ -593,7 +608,8 @@ def _find(tree: Levels, base: Array, offset: Array) -> Array:
         children = _take(level.reshape(-1, width), node)
         begin = jnp.cumsum(children, axis=1) - children - base[:, None]
         reached = (children > 0) & (begin <= offset[:, None])
-        node = node * width + jnp.where(reached, jnp.arange(width, dtype=jnp.int32), 0).max(axis=1)
+        child = jnp.where(reached, jnp.arange(width, dtype=jnp.int32), 0).max(axis=1)
+        node = node * width + child
         offset = offset - jnp.where(reached, begin, -base[:, None]).max(axis=1)
         base = jnp.zeros_like(base)
     return node

@@ -57,18 +57,21 @@ def pack(states: jax.Array, values: int) -> jax.Array:
     """uint8 [..., size] with entries in [0, values) as uint32 [..., words]."""
     size = states.shape[-1]
     bits, per_word, words = _layout(size, values)
-    padded = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, words * per_word - size)])
+    missing = words * per_word - size
+    padded = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, missing)])
     parts = padded.reshape(*states.shape[:-1], words, per_word).astype(jnp.uint32)
-    return (parts << (bits * jnp.arange(per_word, dtype=jnp.uint32))).sum(-1, dtype=jnp.uint32)
+    shifts = bits * jnp.arange(per_word, dtype=jnp.uint32)
+    return (parts << shifts).sum(-1, dtype=jnp.uint32)
 
 
 def unpack(words: jax.Array, size: int, values: int) -> jax.Array:
     """The inverse of `pack`."""
     bits, per_word, _ = _layout(size, values)
-    parts = words[..., None] >> (bits * jnp.arange(per_word, dtype=jnp.uint32)) & np.uint32(
-        2**bits - 1
-    )
-    return parts.reshape(*words.shape[:-1], -1)[..., :size].astype(jnp.uint8)
+    shifts = bits * jnp.arange(per_word, dtype=jnp.uint32)
+    mask = np.uint32(2**bits - 1)
+    parts = words[..., None] >> shifts & mask
+    entries = parts.reshape(*words.shape[:-1], -1)[..., :size]
+    return entries.astype(jnp.uint8)
 
 
 def _hash(words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +101,8 @@ class Count(NamedTuple):
         return Count(low, self.high + (low < self.low).astype(jnp.uint32))
 
     def less(self, other: "Count") -> jax.Array:
-        return (self.high < other.high) | ((self.high == other.high) & (self.low < other.low))
+        tie = self.high == other.high
+        return (self.high < other.high) | (tie & (self.low < other.low))
 
     def __int__(self) -> int:
         return int(self.low) + (int(self.high) << 32)
@@ -164,22 +168,27 @@ def pop(open_: Open, count: int) -> tuple[Open, Entries]:
     row.
     """
     capacity = len(open_.priority)
-    prefixes = [
-        min(capacity, max(count, 4096) << 2 * i)
-        for i in range(1 + max(0, math.ceil(math.log(capacity / max(count, 4096), 4))))
-    ]
-    best = lambda prefix: lambda priority: jax.lax.top_k(-priority[:prefix], count)
-    which = (
-        sum((open_.size > prefix).astype(jnp.int32) for prefix in prefixes[:-1])
-        if prefixes[1:]
-        else 0
-    )
-    negated, place = jax.lax.switch(which, [best(prefix) for prefix in prefixes], open_.priority)
+    # The list is mostly not full: look only at as long a prefix as holds all entries.
+    shortest = max(count, 4096)
+    longer = max(0, math.ceil(math.log(capacity / shortest, 4)))
+    prefixes = [min(capacity, shortest << 2 * i) for i in range(1 + longer)]
+
+    def best_of(prefix: int) -> Callable:
+        return lambda priority: jax.lax.top_k(-priority[:prefix], count)
+
+    which: Any = 0
+    if longer:
+        which = sum((open_.size > prefix).astype(jnp.int32) for prefix in prefixes[:-1])
+    branches = [best_of(prefix) for prefix in prefixes]
+    negated, place = jax.lax.switch(which, branches, open_.priority)
     if count == 1:
-        negated, place = jnp.append(negated, -jnp.inf), jnp.append(place, capacity)
-    node, action = open_.node.at[place].get(mode="clip"), open_.action.at[place].get(mode="clip")
-    entries = Entries(-negated, node, action.astype(jnp.int32), negated > -jnp.inf)
-    return open_._replace(priority=open_.priority.at[place].set(jnp.inf, mode="drop")), entries
+        negated = jnp.append(negated, -jnp.inf)
+        place = jnp.append(place, capacity)
+    node = open_.node.at[place].get(mode="clip")
+    action = open_.action.at[place].get(mode="clip").astype(jnp.int32)
+    entries = Entries(-negated, node, action, negated > -jnp.inf)
+    priority = open_.priority.at[place].set(jnp.inf, mode="drop")
+    return open_._replace(priority=priority), entries
 
 
 def tidy(open_: Open, room: int) -> Open:
@@ -196,16 +205,18 @@ def tidy(open_: Open, room: int) -> Open:
     keep = jax.lax.cond(live.sum() + room > capacity, drop_worse, lambda live: live, live)
     lost = live & ~keep
     place = _places(keep, jnp.int32(0), capacity)
-    move = lambda x, fill: jnp.full_like(x, fill).at[place].set(x, mode="drop")
+
+    def move(x: jax.Array, fill: Any) -> jax.Array:
+        return jnp.full_like(x, fill).at[place].set(x, mode="drop")
+
+    least = jnp.where(lost, open_.priority, jnp.inf).min()
     return open_._replace(
         priority=move(open_.priority, jnp.inf),
         node=move(open_.node, 0),
         action=move(open_.action, 0),
         size=keep.sum(),
         dropped=open_.dropped.plus(lost.sum()),
-        least_dropped=jnp.minimum(
-            open_.least_dropped, jnp.where(lost, open_.priority, jnp.inf).min()
-        ),
+        least_dropped=jnp.minimum(open_.least_dropped, least),
     )
 
 
@@ -270,9 +281,11 @@ def insert(
     Returns: the set, the node of each candidate [n], and which were accepted, bool [n]: of equal
     states one at most.
     """
-    nodes, slots = len(closed.cost), len(closed.table)
+    nodes = len(closed.cost)
+    slots = len(closed.table)
     home, stride = _hash(state)
 
+    # --- look up each state, and store those that are new ---
     def probe(carry: tuple) -> tuple:
         store, table, claim, size, slot, node, pending = carry
         held = table[slot]
@@ -280,17 +293,16 @@ def insert(
         same = pending & taken & (store[held] == state).all(-1)
         asking = pending & ~taken
         claim, first_of = _first(claim, slot, asking)
-        wins = (
-            asking & first_of & ~same
-        )  # (nothing is both; this orders reading the store before writing to it)
+        # No row is both `asking` and `same`; naming both orders reading the store before writing.
+        wins = asking & first_of & ~same
         new = _places(wins, size, nodes)
         table = table.at[jnp.where(wins, slot, slots)].set(new, mode="drop")
         store = store.at[new].set(state, mode="drop")
         node = jnp.where(wins, new, jnp.where(same, held, node))
-        slot = jnp.where(
-            pending & taken & ~same, (slot + stride) % slots, slot
-        )  # losers look again at the same slot
-        return store, table, claim, size + wins.sum(), slot, node, pending & ~same & ~wins
+        # Those that lost look again at the same slot.
+        slot = jnp.where(pending & taken & ~same, (slot + stride) % slots, slot)
+        pending &= ~same & ~wins
+        return store, table, claim, size + wins.sum(), slot, node, pending
 
     store, table, claim, size, slot, node, _ = jax.lax.while_loop(
         lambda carry: carry[-1].any(),
@@ -342,12 +354,13 @@ def _first(claim: jax.Array, place: jax.Array, asking: jax.Array) -> tuple[jax.A
     Written so that each write depends on the read before it: otherwise XLA copies the whole of
     `claim`.
     """
-    rows, nowhere = jnp.arange(len(place), dtype=jnp.int32), len(claim)
-    claim = claim.at[jnp.where(asking, place, nowhere)].min(rows, mode="drop")
+    rows = jnp.arange(len(place), dtype=jnp.int32)
+    nowhere = len(claim)
+    asked = jnp.where(asking, place, nowhere)
+    claim = claim.at[asked].min(rows, mode="drop")
     holder = claim[place]
-    return claim.at[jnp.where(asking & (holder < FREE), place, nowhere)].set(
-        FREE, mode="drop"
-    ), holder == rows
+    held = jnp.where(asking & (holder < FREE), place, nowhere)
+    return claim.at[held].set(FREE, mode="drop"), holder == rows
 
 
 # ---- the search ----------------------------------------------------------------------------------
@@ -376,9 +389,8 @@ def found(search: Search, node: jax.Array, cost: jax.Array, is_goal: jax.Array) 
     cost = jnp.where(is_goal, cost, jnp.inf)
     best = cost.argmin()
     better = cost[best] < search.upper
-    return search._replace(
-        goal=jnp.where(better, node[best], search.goal), upper=jnp.minimum(cost[best], search.upper)
-    )
+    goal = jnp.where(better, node[best], search.goal)
+    return search._replace(goal=goal, upper=jnp.minimum(cost[best], search.upper))
 
 
 def look_up(search: Search, puzzle: Any, entries: Entries) -> tuple[jax.Array, jax.Array]:
@@ -494,32 +506,32 @@ class Solver:
         rows = rows or batch
         if batch < 1 or batch % rows:
             raise Refused(
-                f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of {rows}"
+                f"a search takes batches of at least 1, in equal parts; batch is {batch}, parts of "
+                f"{rows}"
             )
-        self.room_nodes, self.room_entries = room[0] * max(batch, 2), room[1] * max(batch, 2)
+        room_nodes, room_entries = room
+        self.room_nodes = room_nodes * max(batch, 2)
+        self.room_entries = room_entries * max(batch, 2)
         if max_nodes <= self.room_nodes:
             raise Refused(
-                f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make {self.room_nodes:_}: "
-                "allow more nodes (--node-limit), or take smaller batches (--batch)"
+                f"there is room for {max_nodes:_} nodes, but one batch of {batch:_} may make "
+                f"{self.room_nodes:_}: allow more nodes (--node-limit), or take smaller batches "
+                "(--batch)"
             )
         if max_entries < 2 * self.room_entries:
             raise Refused(
-                f"there is room for {max_entries:_} entries of the open list; one batch of {batch:_} may add "
-                f"{self.room_entries:_}, and it takes twice that: allow more (--node-limit, --memory), or take "
-                "smaller batches (--batch)"
+                f"there is room for {max_entries:_} entries of the open list; one batch of "
+                f"{batch:_} may add {self.room_entries:_}, and it takes twice that: allow more "
+                "(--node-limit, --memory), or take smaller batches (--batch)"
             )
-        self.puzzle, self.expansion, self.root_action, self.naive = (
-            puzzle,
-            expansion,
-            root_action,
-            naive,
-        )
-        self.batch, self.rows, self.max_nodes, self.max_entries = (
-            batch,
-            rows,
-            max_nodes,
-            max_entries,
-        )
+        self.puzzle = puzzle
+        self.expansion = expansion
+        self.root_action = root_action
+        self.naive = naive
+        self.batch = batch
+        self.rows = rows
+        self.max_nodes = max_nodes
+        self.max_entries = max_entries
         self._run = jax.jit(self.run)
         self._compiled: Any = None
         self.compile_seconds = 0.0
@@ -530,27 +542,27 @@ class Solver:
 
     def begin(self, state: jax.Array) -> Search:
         """`state`: uint8 [size]."""
+        one = jnp.ones(1, bool)
+        none = jnp.full(1, -1)
+        _, _, words = _layout(self.puzzle.size, self.puzzle.values)
         closed, node, _ = insert(
-            empty_closed(self.max_nodes, _layout(self.puzzle.size, self.puzzle.values)[2]),
+            empty_closed(self.max_nodes, words),
             pack(state[None], self.puzzle.values),
-            jnp.zeros(1),
-            jnp.full(1, -1),
-            jnp.full(1, -1),
-            jnp.ones(1, bool),
+            cost=jnp.zeros(1),
+            parent=none,
+            action=none,
+            valid=one,
         )
-        open_ = push(
-            empty_open(self.max_entries),
-            Entries(jnp.zeros(1), node, jnp.full(1, self.root_action), jnp.ones(1, bool)),
-        )
+        root = Entries(jnp.zeros(1), node, jnp.full(1, self.root_action), one)
         start = Search(
-            open_,
-            closed,
-            jnp.int32(-1),
-            jnp.float32(jnp.inf),
-            jnp.float32(0),
-            Count.of(1),
-            Count.of(0),
-            jnp.int32(0),
+            open=push(empty_open(self.max_entries), root),
+            closed=closed,
+            goal=jnp.int32(-1),
+            upper=jnp.float32(jnp.inf),
+            lower=jnp.float32(0),
+            generated=Count.of(1),
+            calls=Count.of(0),
+            iterations=jnp.int32(0),
         )
         return found(start, node, jnp.zeros(1), self.puzzle.is_goal(state[None]))
 
@@ -589,27 +601,35 @@ class Solver:
             search, entries = self.take(search, weight)
             if self.rows == self.batch:
                 return _chain(parts, search, entries)
-            piece = lambda i: jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries
-            )
-            used = -(-entries.valid.sum() // self.rows)  # valid entries come first
-            return jax.lax.fori_loop(
-                0, used, lambda i, search: _chain(parts, search, piece(i)), search
-            )
 
-        more = lambda search: self.goes_on(search, weight, max_generated)
-
-        def steps(search: Search) -> Search:  # until the open list must be tidied
-            room = lambda search: search.open.size + self.room_entries <= self.max_entries
-            search = jax.lax.while_loop(lambda search: more(search) & room(search), step, search)
-            return search._replace(
-                open=jax.lax.cond(
-                    room(search),
-                    lambda open_: open_,
-                    lambda open_: tidy(open_, self.room_entries),
-                    search.open,
+            def expand(i: jax.Array, search: Search) -> Search:
+                piece = jax.tree.map(
+                    lambda x: jax.lax.dynamic_slice_in_dim(x, i * self.rows, self.rows), entries
                 )
+                return _chain(parts, search, piece)
+
+            # Valid entries come first.
+            used = -(-entries.valid.sum() // self.rows)
+            return jax.lax.fori_loop(0, used, expand, search)
+
+        def more(search: Search) -> jax.Array:
+            return self.goes_on(search, weight, max_generated)
+
+        def has_room(search: Search) -> jax.Array:
+            return search.open.size + self.room_entries <= self.max_entries
+
+        def steps(search: Search) -> Search:
+            """Until the open list must be tidied."""
+            search = jax.lax.while_loop(
+                lambda search: more(search) & has_room(search), step, search
             )
+            open_ = jax.lax.cond(
+                has_room(search),
+                lambda open_: open_,
+                lambda open_: tidy(open_, self.room_entries),
+                search.open,
+            )
+            return search._replace(open=open_)
 
         return jax.lax.while_loop(more, steps, self.begin(state))
 
@@ -641,8 +661,11 @@ class Solver:
         `Solution.split`."""
         scale = jnp.float32(weight)
         names = [name for name, _ in self.expansion(params, scale)]
-        call = lambda i: jax.jit(lambda params, args: self.expansion(params, scale)[i][1](*args))
-        parts = [(name, call(i)) for i, name in enumerate(names)]
+
+        def part(i: int) -> Callable:
+            return jax.jit(lambda params, args: self.expansion(params, scale)[i][1](*args))
+
+        parts = [(name, part(i)) for i, name in enumerate(names)]
         take = jax.jit(lambda search: self.take(search, scale))
         clean = jax.jit(lambda search: search._replace(open=tidy(search.open, self.room_entries)))
         split = dict.fromkeys(["pop", *names], 0.0)
@@ -653,22 +676,20 @@ class Solver:
             split[name] += time.perf_counter() - began
             return out
 
+        # The first round compiles.
         for warm in (True, False):
-            search, began = jax.jit(self.begin)(jnp.asarray(state, jnp.uint8)), time.perf_counter()
+            search = jax.jit(self.begin)(jnp.asarray(state, jnp.uint8))
+            began = time.perf_counter()
             split = dict.fromkeys(split, 0.0)
             while self.goes_on(search, scale, Count.of(max_generated)):
                 if int(search.open.size) + self.room_entries > self.max_entries:
                     search = timed("pop", clean, search)
                 search, entries = timed("pop", take, search)
-                for i in range(-(-int(entries.valid.sum()) // self.rows)):
-                    args: Any = (
-                        search,
-                        jax.tree.map(
-                            lambda x, i=i: x[i * self.rows : (i + 1) * self.rows], entries
-                        ),
-                    )
-                    for name, part in parts:
-                        args = timed(name, part, params, args)
+                for first in range(0, int(entries.valid.sum()), self.rows):
+                    rows = slice(first, first + self.rows)
+                    args: Any = (search, Entries(*(x[rows] for x in entries)))
+                    for name, run in parts:
+                        args = timed(name, run, params, args)
                     search = args
                 if warm and int(search.iterations) == 3:
                     break
@@ -677,7 +698,9 @@ class Solver:
     def _solution(
         self, search: Search, weight: float, max_generated: int, seconds: float, split: dict
     ) -> Solution:
-        cost, lower = float(search.upper), float(search.lower)
+        # --- why it ended ---
+        cost = float(search.upper)
+        lower = float(search.lower)
         solved = math.isfinite(cost)
         if solved and (self.naive or lower >= np.float32(weight) * np.float32(cost)):
             status = SOLVED
@@ -685,10 +708,15 @@ class Solver:
             status = DROPPED if int(search.open.dropped) else EXHAUSTED
         else:
             status = NODE_LIMIT if int(search.generated) >= max_generated else TABLE_FULL
-        bound = min(lower, float(search.open.least_dropped), weight * cost if solved else math.inf)
-        parent, action = np.asarray(search.closed.parent), np.asarray(search.closed.action)
-        actions, node = [], int(search.goal)
-        while node > 0:  # node 0 is the start
+        reached = weight * cost if solved else math.inf
+        bound = min(lower, float(search.open.least_dropped), reached)
+
+        # --- the path, from the goal back to node 0, the start ---
+        parent = np.asarray(search.closed.parent)
+        action = np.asarray(search.closed.action)
+        actions = []
+        node = int(search.goal)
+        while node > 0:
             actions.append(int(action[node]))
             node = int(parent[node])
         return Solution(
@@ -722,7 +750,8 @@ def puzzle_of(env: Any) -> Any:
 
     if not isinstance(env.inner, Puzzle):
         raise Refused(
-            f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 or cube3"
+            f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 "
+            "or cube3"
         )
     return env.inner
 
@@ -733,10 +762,8 @@ def _chain(parts: Any, *args: Any) -> Any:
 
 def memory(puzzle: Any, max_nodes: int, max_entries: int) -> int:
     """Bytes of a closed set and an open list of these capacities."""
-    open_, closed = jax.eval_shape(
-        lambda: (
-            empty_open(max_entries),
-            empty_closed(max_nodes, _layout(puzzle.size, puzzle.values)[2]),
-        )
-    )
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((open_, closed)))
+    _, _, words = _layout(puzzle.size, puzzle.values)
+    open_ = jax.eval_shape(lambda: empty_open(max_entries))
+    closed = jax.eval_shape(lambda: empty_closed(max_nodes, words))
+    arrays = jax.tree.leaves((open_, closed))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)

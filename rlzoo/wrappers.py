@@ -1,10 +1,7 @@
-"""Wrappers around one gymnax environment, brax behind the same interface, and running
-normalisation.
+"""Wrappers around one gymnax environment.
 
 A wrapper is itself a gymnax `Environment`: what it remembers lives in its state, so it maps over
-environments and members like any other. Normalisation statistics belong to the whole batch of
-environments, so they are plain pytrees that the algorithm keeps in its training state:
-`RunningStats` and `RewardScale`.
+environments and members like any other.
 """
 
 from typing import Any
@@ -69,11 +66,9 @@ class Remembering(Wrapper):
 def time_limit(env: Any, params: Any) -> Any:
     """The number of steps after which `env` truncates an episode: NumPy, so known inside a trace
     too."""
-    return (
-        env.max_steps(params)
-        if isinstance(env, Wrapper)
-        else np.asarray(params.max_steps_in_episode)
-    )
+    if isinstance(env, Wrapper):
+        return env.max_steps(params)
+    return np.asarray(params.max_steps_in_episode)
 
 
 class Sticky(Remembering):
@@ -88,15 +83,19 @@ class Sticky(Remembering):
     def reset_env(self, key: jax.Array, params: Any) -> tuple:
         obs, inner = self.env.reset_env(key, params)
         space = self.env.action_space(params)
-        return obs, State(inner, (jnp.zeros(space.shape, space.dtype), jnp.bool_(False)))
+        previous = jnp.zeros(space.shape, space.dtype)
+        started = jnp.bool_(False)
+        return obs, State(inner, (previous, started))
 
     def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> tuple:
         draw, key = jax.random.split(key)
         previous, started = state.extra
         repeat = started & jax.random.bernoulli(draw, self.probability)
-        action = jnp.where(repeat, previous, jnp.asarray(action, previous.dtype))
+        action = jnp.asarray(action, previous.dtype)
+        action = jnp.where(repeat, previous, action)
         obs, inner, reward, terminated, info = self.env.step_env(key, state.inner, action, params)
-        return obs, State(inner, (action, jnp.bool_(True))), reward, terminated, info
+        started = jnp.bool_(True)
+        return obs, State(inner, (action, started)), reward, terminated, info
 
 
 class ActionRepeat(Wrapper):
@@ -110,20 +109,19 @@ class ActionRepeat(Wrapper):
         keys = jax.random.split(key, self.times)
         first = self.env.step_env(keys[0], state, action, params)
 
-        def again(carry: tuple, key: jax.Array) -> tuple:
-            obs, state, reward, terminated, info = carry
+        def again(step: tuple, key: jax.Array) -> tuple:
+            obs, state, reward, terminated, info = step
             over = terminated | self.env.is_truncated(state, params)
-            obs2, state2, reward2, terminated2, info2 = self.env.step_env(
-                key, state, action, params
-            )
-            kept = jax.tree.map(
-                lambda a, b: jnp.where(over, a, b),
-                (obs, state, terminated, info),
-                (obs2, state2, terminated2, info2),
-            )
-            return (*kept[:2], reward + jnp.where(over, 0, reward2), *kept[2:]), None
+            further = self.env.step_env(key, state, action, params)
+            # Nothing changes once the episode is over, and the reward grows no more.
+            kept = jax.tree.map(lambda old, new: jnp.where(over, old, new), step, further)
+            obs, state, _, terminated, info = kept
+            reward += jnp.where(over, 0, further[2])
+            return (obs, state, reward, terminated, info), None
 
-        return jax.lax.scan(again, jax.tree.map(jnp.asarray, first), keys[1:])[0]
+        first = jax.tree.map(jnp.asarray, first)
+        step, _ = jax.lax.scan(again, first, keys[1:])
+        return step
 
     def max_steps(self, params: Any) -> Any:
         return -(-time_limit(self.env, params) // self.times)
@@ -181,7 +179,8 @@ class FrameStack(Remembering):
 
     def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> tuple:
         obs, inner, reward, terminated, info = self.env.step_env(key, state.inner, action, params)
-        frames = jnp.concatenate([state.extra[1:], obs[None].astype(state.extra.dtype)])
+        latest = obs[None].astype(state.extra.dtype)
+        frames = jnp.concatenate([state.extra[1:], latest])
         return self._join(frames), State(inner, frames), reward, terminated, info
 
     def _join(self, frames: jax.Array) -> jax.Array:
@@ -189,14 +188,16 @@ class FrameStack(Remembering):
 
     def observation_space(self, params: Any) -> Any:
         space = self.env.observation_space(params)
-        low, high = (jnp.broadcast_to(jnp.asarray(x), space.shape) for x in (space.low, space.high))
-        stacked = (*space.shape[:-1], space.shape[-1] * self.frames)
-        return spaces.Box(
-            jnp.concatenate([low] * self.frames, -1),
-            jnp.concatenate([high] * self.frames, -1),
-            stacked,
-            space.dtype,
-        )
+        *rest, channels = space.shape
+        shape = (*rest, channels * self.frames)
+        low = self._bound(space.low, space.shape)
+        high = self._bound(space.high, space.shape)
+        return spaces.Box(low, high, shape, space.dtype)
+
+    def _bound(self, bound: Any, shape: tuple[int, ...]) -> jax.Array:
+        """A bound of one frame's entries, for all frames."""
+        whole = jnp.broadcast_to(jnp.asarray(bound), shape)
+        return jnp.concatenate([whole] * self.frames, -1)
 
 
 class OneHot(Wrapper):
@@ -211,10 +212,12 @@ class OneHot(Wrapper):
         return self._encode(obs, params), *rest
 
     def _encode(self, obs: jax.Array, params: Any) -> jax.Array:
-        return jax.nn.one_hot(obs, self.env.observation_space(params).n)
+        space = self.env.observation_space(params)
+        return jax.nn.one_hot(obs, space.n)
 
     def observation_space(self, params: Any) -> Any:
-        return spaces.Box(0.0, 1.0, (self.env.observation_space(params).n,))
+        space = self.env.observation_space(params)
+        return spaces.Box(0.0, 1.0, (space.n,))
 
 
 class ResetTo(Wrapper):
@@ -249,11 +252,11 @@ def _positive_int(option: str, value: Any) -> int:
     return value
 
 
-# ---- running normalisation -----------------------------------------------------------------------
+# ---- through all wrappers ------------------------------------------------------------------------
 
 
 def innermost(env: Any) -> Any:
-    """The environment inside all"""
+    """The environment inside all wrappers."""
     return innermost(env.env) if isinstance(env, Wrapper) else env
 
 
@@ -261,7 +264,9 @@ def inner_state(env: Any, state: Any) -> Any:
     """Its state, out of the state of `env`."""
     if not isinstance(env, Wrapper):
         return state
-    return inner_state(env.env, state.inner if isinstance(env, Remembering) else state)
+    if isinstance(env, Remembering):
+        state = state.inner
+    return inner_state(env.env, state)
 
 
 def __getattr__(name: str) -> Any:

@@ -44,8 +44,8 @@ BASELINES = {
     "dqn-cartpole": Baseline("dqn", CARTPOLE, "IQM >= 490"),
     "ppo-pendulum": Baseline(
         "ppo",
-        "--env Pendulum-v1 --total-steps 300_000 --num-steps 1024 --num-minibatches 64 --num-epochs 10 "
-        "--discount 0.9 --learning-rate 1e-3 --entropy-coef 0",
+        "--env Pendulum-v1 --total-steps 300_000 --num-steps 1024 --num-minibatches 64 "
+        "--num-epochs 10 --discount 0.9 --learning-rate 1e-3 --entropy-coef 0",
         "IQM >= -200",
     ),
     "ppo-breakout": Baseline(
@@ -62,8 +62,8 @@ BASELINES = {
     "pqn-breakout": Baseline(
         "pqn",
         "--env Breakout-MinAtar --total-steps 10_000_000 --num-envs 128 --num-steps 32 "
-        "--num-minibatches 32 --num-epochs 2 --td-lambda 0.65 --epsilon-end 0.05 --epsilon-fraction 0.1 "
-        "--hidden 128 --v-min -1 --v-max 19 --eval-every 2_000_000",
+        "--num-minibatches 32 --num-epochs 2 --td-lambda 0.65 --epsilon-end 0.05 "
+        "--epsilon-fraction 0.1 --hidden 128 --v-min -1 --v-max 19 --eval-every 2_000_000",
         "published: 70 for PQN at ten times the steps (SCORER's paper), 28 for gymnax's PPO at as "
         "many",
     ),

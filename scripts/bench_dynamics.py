@@ -37,15 +37,20 @@ def collect(env: rlzoo.Env) -> tuple[Transition, Transition]:
             noise_key, (length, 2 * NUM_ENVS, env.action_dim), minval=-1, maxval=1
         )
         start = env.reset(reset_key, 2 * NUM_ENVS)
-        return env.rollout(
-            start, lambda _, obs, action: (_, action, None), None, noise, key, length, jnp.int32(0)
-        )[2]
 
-    run = jax.jit(
-        run, compiler_options={"xla_backend_optimization_level": 0}
-    )  # runs a second, compiles for many
+        def act(carry: None, obs: jax.Array, action: jax.Array) -> tuple:
+            return carry, action, None
+
+        _, _, transitions, _, _ = env.rollout(start, act, None, noise, key, length, jnp.int32(0))
+        return transitions
+
+    # It runs for a second, and would compile for many.
+    run = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
     steps = jax.tree.map(np.asarray, run(jax.random.key(0)))
-    half = lambda part: jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), steps)
+
+    def half(part: slice) -> Transition:
+        return jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), steps)
+
     return half(slice(NUM_ENVS)), half(slice(NUM_ENVS, None))
 
 
@@ -114,13 +119,18 @@ def error(id: str, train: Transition, test: Transition) -> list[dict]:
         fit(model.init(jax.random.key(0)), jax.random.key(1), train)
     )
     seconds = time.process_time() - start
-    target = lambda data: np.c_[data.next_obs - data.obs, data.reward]
-    means = np.asarray(jax.jit(model.predict)(state, test.obs, test.action).mean)[
-        np.asarray(state.elites)
-    ]
+
+    def features(data: Transition) -> np.ndarray:
+        return np.c_[data.obs, data.action, np.ones(len(data.obs))]
+
+    def target(data: Transition) -> np.ndarray:
+        return np.c_[data.next_obs - data.obs, data.reward]
+
+    prediction = jax.jit(model.predict)(state, test.obs, test.action)
+    means = np.asarray(prediction.mean)[np.asarray(state.elites)]
     means[..., :-1] -= test.obs
-    features = lambda data: np.c_[data.obs, data.action, np.ones(len(data.obs))]
-    linear = features(test) @ np.linalg.lstsq(features(train), target(train), rcond=None)[0]
+    weights, *_ = np.linalg.lstsq(features(train), target(train), rcond=None)
+    linear = features(test) @ weights
     note = f"{int(found.epochs)} epochs, {seconds:.0f} CPU s"
     rows = []
     for name, mean, how in (

@@ -96,9 +96,11 @@ def time_networks(algorithm: str, members: int) -> float:
 
     activation = jnp.tanh if algorithm == "ppo" else jax.nn.relu
     layers = [list(itertools.pairwise(widths)) for widths in NETWORKS[algorithm]]
-    init = lambda key: [
-        [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in net] for net in layers
-    ]
+
+    def init(key: jax.Array) -> list:
+        return [
+            [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in net] for net in layers
+        ]
 
     def forward(params: list, x: jax.Array) -> jax.Array:
         def one(net: list) -> jax.Array:
@@ -116,20 +118,18 @@ def time_networks(algorithm: str, members: int) -> float:
         return jax.tree.map(lambda p, g: p - 1e-9 * g, params, grads), None
 
     params = jax.vmap(init)(jax.random.split(jax.random.key(0), members))
-    one = lambda params: jax.lax.scan(
-        update, params, jnp.arange(UPDATES, dtype=jnp.float32) / UPDATES
-    )[0]
-    run = (
-        jax.jit(
-            jax.vmap(one)
-            if members > 1
-            else lambda params: jax.tree.map(
-                lambda x: x[None], one(jax.tree.map(lambda x: x[0], params))
-            )
-        )
-        .lower(params)
-        .compile(machine.compiler_options("cpu"))
-    )
+
+    def one(params: list) -> list:
+        times = jnp.arange(UPDATES, dtype=jnp.float32) / UPDATES
+        params, _ = jax.lax.scan(update, params, times)
+        return params
+
+    def single(params: list) -> list:
+        params = one(jax.tree.map(lambda x: x[0], params))
+        return jax.tree.map(lambda x: x[None], params)
+
+    program = jax.jit(jax.vmap(one) if members > 1 else single)
+    run = program.lower(params).compile(machine.compiler_options("cpu"))
     params = jax.block_until_ready(run(params))
     began = time.perf_counter()
     jax.block_until_ready(run(params))

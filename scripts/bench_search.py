@@ -53,26 +53,27 @@ def cases() -> list[Case]:
         first three."""
         puzzle = rlzoo.make(env).inner
         states = puzzle.scramble(jax.random.key(0), jnp.full(300, moves), moves)
-        rows = [np.flatnonzero(np.asarray(puzzle.distance(states)) == d)[0] for d in distances] or [
-            0,
-            1,
-            2,
-        ]
-        problem = f"{moves} random moves" + (
-            f", distance {', '.join(map(str, distances))}" if distances else ""
-        )
+        problem = f"{moves} random moves"
+        rows = [0, 1, 2]
+        if distances:
+            problem += f", distance {', '.join(map(str, distances))}"
+            exact = np.asarray(puzzle.distance(states))
+            rows = [np.flatnonzero(exact == distance)[0] for distance in distances]
         return Case(env, problem, np.asarray(states)[rows], lambda s: heuristic(puzzle, s), theirs)
 
     def wrong_stickers(cube, states):
         faces = (states != jnp.asarray(cube.goal)).reshape(*states.shape[:-1], 6, -1)
-        return (
-            2.0 * faces.sum((-1, -2)) / (faces.shape[-1] - faces.shape[-1] % 2)
-        )  # a middle one is never wrong
+        # A middle sticker is never wrong.
+        stickers = faces.shape[-1] - faces.shape[-1] % 2
+        return 2.0 * faces.sum((-1, -2)) / stickers
 
     tiles = rlzoo.make("tile15").inner
     with np.load(DATA / "puzzle15_test.npz") as file:
         published = file["states"][[0, 100]]
-    lights = lambda puzzle, states: 0.4 * states.sum(-1)
+
+    def lights(puzzle, states):
+        return 0.4 * states.sum(-1)
+
     return [
         Case(
             "tile15",
@@ -89,8 +90,13 @@ def cases() -> list[Case]:
 
 def solvers(case: Case) -> dict:
     puzzle = rlzoo.make(case.env).inner
-    value = lambda params, states: case.heuristic(states).astype(jnp.float32)
-    q = lambda params, states: puzzle.costs + value(params, puzzle.apply_all(states))
+
+    def value(params, states):
+        return case.heuristic(states).astype(jnp.float32)
+
+    def q(params, states):
+        return puzzle.costs + value(params, puzzle.apply_all(states))
+
     limits = {"batch": BATCH, "max_nodes": NODES}
     return {
         "A*": astar.with_values(puzzle, value, max_entries=NODES, **limits),

@@ -1,6 +1,6 @@
 """results/datasets: the data sets that the zoo makes from its own runs, and what they cost.
 
-    python scripts/datasets.py                    # all of them; what is in the table is not made again
+    python scripts/datasets.py                    # all that are not in the table
     python scripts/datasets.py --only pendulum
 
 Each task is made in a process of its own into the cache folder, as `rlzoo data make` makes it

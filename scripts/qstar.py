@@ -438,7 +438,7 @@ LEARNING = (
 
 
 def learn() -> list[dict[str, str]]:
-    """How often the smallest q is right on Lights Out 7x7: by what was learnt from, the network,
+    """How often the smallest q is right on Lights Out 7x7: by what was learned from, the network,
     and the presses needed."""
     puzzle = rlzoo.make("lights-out7").inner
     rows = []

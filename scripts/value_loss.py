@@ -486,7 +486,7 @@ def frozen(lab: Lab) -> Parts:
 def board(lab: Lab) -> Parts:
     folder = lab.study.folder / "board"
     file = folder / "scores.csv"
-    parts = measured(lab, file, board_game.LOSSES, board_game.distil, move_rows)
+    parts = measured(lab, file, board_game.LOSSES, board_game.distill, move_rows)
     found = by_loss(file)
     best = {loss: np.array([float(r["best moves"]) for r in rows]) for loss, rows in found.items()}
     lost = {

@@ -74,14 +74,14 @@ def some_batch(n: int = 40, dims: int = 2) -> tuple[Transition, np.random.Genera
 # ---- training ------------------------------------------------------------------------------------
 
 
-class Learnt(NamedTuple):
+class Learned(NamedTuple):
     alg: Any
     state: Any
     metrics: dict
     """of each call"""
 
 
-def learn(make: Any, config: Any, data: Any, seed: int = 0) -> Learnt:
+def learn(make: Any, config: Any, data: Any, seed: int = 0) -> Learned:
     """Train for `config.total_steps` calls."""
     env = rlzoo.make(config.env)
 
@@ -93,7 +93,7 @@ def learn(make: Any, config: Any, data: Any, seed: int = 0) -> Learnt:
         )
 
     state, metrics = run(config, data)
-    return Learnt(make(config, env, data), state, metrics)
+    return Learned(make(config, env, data), state, metrics)
 
 
 def newest(metrics: dict, name: str, calls: int = 50) -> float:

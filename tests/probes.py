@@ -4,7 +4,7 @@ wrong.
 Importing this module registers each with gymnax: with two discrete actions and, where `-continuous`
 is added to the id, with one continuous action in [-1, 1]. Observations are float32 [1].
 
-    id               episode                                  value under the best policy, discount g
+    id               episode                                  value of the best policy, discount g
     probe-one-step   1 step, reward 1                         1
     probe-two-step   2 steps, reward 0 then 1, obs 0 then 1   g at obs 0, 1 at obs 1
     probe-obs        1 step, reward = obs, -1 or 1            obs

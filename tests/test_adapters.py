@@ -104,7 +104,7 @@ def test_facts(id, shape, dtype, actions, limit):
     "id", ["navix/DoorKey-5x5-v0?sticky=0.1", "jumanji/Maze-v0?stack=2&field=walls"]
 )
 def test_stepped_together(id):
-    """Through the vectorised stepper, with its auto-reset: states with keys and nested parts
+    """Through the vectorized stepper, with its auto-reset: states with keys and nested parts
     included."""
     package(id.partition("/")[0])
     env = rlzoo.make(id + "&max_steps_in_episode=5")

@@ -5,6 +5,7 @@ Nothing here knows a file by its name: its docstring's `Kind:` and its Config sa
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from collections import defaultdict
@@ -53,6 +54,23 @@ TINY = {
     "scramble": 3,
     "num_blocks": 1,
     "eval_moves": 2,
+    # pipelines of models, diffusion and rollouts
+    "members": 2,
+    "elites": 1,
+    "epochs_per_call": 2,
+    "widths": (4, 8),
+    "embedding": 4,
+    "diffusion_steps": 2,
+    "behavior_updates": 4,
+    "rollout_batch": 3,
+    "max_batches": 2,
+    "needed": 2,
+    "accept": "all",
+    "policy_updates": 4,
+    # sequence models
+    "context": 2,
+    "layers": 1,
+    "width": 4,
 }
 """Values that make a program tiny, by the names of fields."""
 LABELS = ["Paper", "Kind", "Run", "Result", "Metrics", "Deviations"]
@@ -253,19 +271,25 @@ def members_of(name, ran):
         key = jax.random.key(0)
         return each(lambda alg, state: alg.act(alg.policy(state), obs, key), states)
 
+    @quick_jit
     def policies(states):
         return each(lambda alg, state: alg.policy(state), states)
 
+    start, act = quick_jit(start), quick_jit(act)
+    stages = []
+    for step_of, enter, calls in found.steps:
+        stages.append((quick_jit(functools.partial(run_stage, step_of, calls)), enter))
+    remembers = found.make().memory is not None
+
     def run():
-        states = quick_jit(start)()
+        states = start()
         first, metrics = policies(states), {}
-        for step_of, enter, calls in found.steps:
+        for stage, enter in stages:
             if enter:
                 states = enter(jax.device_get(states), [found.config] * 3)
-            states, more = quick_jit(lambda s, f=step_of, n=calls: run_stage(f, n, s))(states)
+            states, more = stage(states)
             metrics |= more
-        remembers = found.make().memory is not None
-        return raw((first, states, metrics, None if remembers else quick_jit(act)(states)))
+        return raw((first, states, metrics, None if remembers else act(states)))
 
     ran[name] = run(), run(), found
     return ran[name]

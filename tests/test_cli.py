@@ -102,7 +102,8 @@ def refused(answer, *parts):
 def test_answers_without_jax(argv, expected):
     code = (
         "import sys; sys.argv = ['rlzoo', *sys.argv[1:]]\nfrom rlzoo.cli import commands\n"
-        "try: commands.main()\nfinally: print('heavy:', *({'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'} & {*sys.modules}))"
+        "heavy = {'jax', 'gymnax', 'brax', 'matplotlib', 'orbax'}\n"
+        "try: commands.main()\nfinally: print('heavy:', *(heavy & {*sys.modules}))"
     )
     spent = lambda: sum(
         resource.getrusage(resource.RUSAGE_CHILDREN)[:2]
@@ -620,7 +621,10 @@ def test_a_process_that_is_late_is_waited_for(tmp_path):
         "    global sleep\n    sleep, _ = (lambda s: None), sleep(40)\n",
     )
     text = Path(TOY).read_text().replace(start, start + late)
-    sleep = "import os, time\nsleep = time.sleep if os.environ.get('JAX_PROCESS_ID') == '1' else lambda s: None\n"
+    sleep = (
+        "import os, time\n"
+        "sleep = time.sleep if os.environ.get('JAX_PROCESS_ID') == '1' else lambda s: None\n"
+    )
     (tmp_path / "late.py").write_text(text.replace("import rlzoo\n", f"import rlzoo\n{sleep}"))
     command = [
         sys.executable,
@@ -678,7 +682,8 @@ def test_wheel_works_from_another_folder(tmp_path):
         timeout=200,
     )
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = 'rlzoo'\nimport rlzoo\nfrom rlzoo import cli\n"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = 'rlzoo'\n"
+        "import rlzoo\nfrom rlzoo import cli\n"
         "print(rlzoo.__file__)\ncli.main()"
     )
     run = lambda *argv: subprocess.run(

@@ -104,8 +104,8 @@ def test_every_step_is_what_the_environment_does(cart):
 
 
 def test_episodes_are_those_of_evaluation(cart):
-    """Number i depends on the seed and i alone, so none is favoured. A loop over environments that
-    reset themselves, which takes the episodes that end first, favours short ones."""
+    """Number i depends on the seed and i alone, so none is favored. A loop over environments that
+    reset themselves, which takes the episodes that end first, favors short ones."""
     env = rlzoo.make(CART)
     act = lambda memory, obs, reward, keys: (
         jax.vmap(env.random_action)(keys),
@@ -272,10 +272,8 @@ def test_command(run, tmp_path, monkeypatch, capsys):
     )
     data = dataset.load(tmp_path / "a.npz")
     assert data.source == "dqn, member 1, noise 0.2, seed 0" and data.reference == (5.0, 12.0)
-    assert (
-        f"{len(data)} transitions in 3 episodes, mean return {dataset.episodes(data).returns.mean():.4g}"
-        in out
-    )
+    mean = dataset.episodes(data).returns.mean()
+    assert f"{len(data)} transitions in 3 episodes, mean return {mean:.4g}" in out
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert json.loads(file["metadata"][0])["env"] == CART
     rlzoo_data(run, "--replay", "--member", 0, "--out", tmp_path / "b.hdf5")

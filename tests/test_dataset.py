@@ -411,7 +411,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     with pytest.raises(Refused) as refused:
         dataset.load(tmp_path / "data.npz")
     assert str(refused.value).startswith(
-        f"{tmp_path / 'data.npz'}: reward: row 1 is not finite; next_obs: row 2 (and 1 more) differs"
+        f"{tmp_path / 'data.npz'}: reward: row 1 is not finite; "
+        "next_obs: row 2 (and 1 more) differs"
     )
     assert str(refused.value).endswith(
         "is unfinished; finish='truncate' (rlzoo data convert --finish truncate) ends it"
@@ -849,7 +850,7 @@ def test_sample_is_uniform_or_by_weight(data):
     assert fits(index, chance) > 0.01
     naive = np.repeat(
         weights / weights.sum() / LENGTHS, LENGTHS
-    )  # an episode, then a step: favours short episodes
+    )  # an episode, then a step: favors short episodes
     assert fits(index, naive) < 1e-6
     for wrong, match in (
         ([1, 1], r"have shape \[2\]"),

@@ -182,11 +182,11 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_values_of_the_probes(variant):
     config = dataclasses.replace(TINY, **VARIANTS[variant])
-    learnt = learn(dqn.make, config, [*PROBES, "probe-time-limit naive"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(dqn.make, config, [*PROBES, "probe-time-limit naive"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     net = dqn.QNetwork(TINY.hidden, 2)
     q = np.asarray(
-        jax.vmap(net.apply, (0, None))(learnt.state.params, jnp.array([[-1.0], [0.0], [1.0]]))
+        jax.vmap(net.apply, (0, None))(learned.state.params, jnp.array([[-1.0], [0.0], [1.0]]))
     )
     one_step, two_step, obs, action, limit, naive = q  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
@@ -194,15 +194,15 @@ def test_values_of_the_probes(variant):
     np.testing.assert_allclose(two_step[2], 1.0, atol=0.05)
     np.testing.assert_allclose(obs[[0, 2]], [[-1, -1], [1, 1]], atol=0.1)
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
-    assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
+    assert learned.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
     assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
         1 - GAMMA
     )  # the bug this guards against
     if variant == "prioritized":
-        tree = np.asarray(learnt.state.buffer.tree[0])[3, :800]
+        tree = np.asarray(learned.state.buffer.tree[0])[3, :800]
         assert (tree > 0).all() and len(np.unique(tree)) > 100  # the priorities follow the errors
-        assert np.median(tree) < 0.5 * learnt.state.buffer.max_priority[3]
+        assert np.median(tree) < 0.5 * learned.state.buffer.max_priority[3]
 
 
 # ---- bad input -----------------------------------------------------------------------------------

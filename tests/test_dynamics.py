@@ -171,7 +171,7 @@ def test_discrete_actions_are_one_hot():
     assert not np.allclose(found[:, 0], found[:, 1])
 
 
-def test_sizes_of_mbrcsl_and_initialisation():
+def test_sizes_of_mbrcsl_and_initialization():
     state = quick_jit(
         Ensemble(4, 2, members=2, elites=1, weight_decay=dynamics.MBPO_WEIGHT_DECAY).init
     )(KEY)
@@ -332,7 +332,7 @@ def test_a_constant_input_is_only_centred(fit):
     np.testing.assert_allclose(inputs.mean[1:3], [0.1, 1e4], rtol=1e-6)
 
 
-def test_deviations_are_learnt(fit, predict):
+def test_deviations_are_learned(fit, predict):
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, CAPACITY)
     obs, deviation = np.tile(x, (OBS, 1)).T, 0.3 + 0.2 * x
@@ -641,7 +641,7 @@ def test_steps_beyond_a_traced_length_are_not_computed(monkeypatch):
     assert len(count) == 2 * 2
 
 
-def test_a_rollout_in_the_learnt_model(fitted, pendulum):
+def test_a_rollout_in_the_learned_model(fitted, pendulum):
     state, env = fitted[0], rlzoo.make("Pendulum-v1")
     act = lambda obs, key: jax.random.uniform(key, (len(obs), ACTION), minval=-1, maxval=1)
     start = jnp.asarray(pendulum[1].obs[:50])

@@ -1,4 +1,4 @@
-"""The vectorised stepper: every id, the true successor, the two ways to end, the auto-reset and its
+"""The vectorized stepper: every id, the true successor, the two ways to end, the auto-reset and its
 cost."""
 
 import functools
@@ -140,7 +140,7 @@ def cartpole() -> tuple:
     return env, *roll(env, 3, 24)
 
 
-def test_steps_match_a_simulation_without_vectorisation(cartpole):
+def test_steps_match_a_simulation_without_vectorization(cartpole):
     env, state, after, steps, _ = cartpole
     step = jax.jit(env.inner.step_env)
     pool_obs, pool = jax.tree.map(np.asarray, after.pool)

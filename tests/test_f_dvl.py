@@ -287,7 +287,7 @@ def test_options_of_the_values(options):
         return jax.tree.leaves(state.opt_states.value)
 
     plain, other = momenta_after(), momenta_after(**options)
-    assert max(np.abs(a - b).max() for a, b in zip(plain, other, strict=True)) > 1e-3
+    assert max(np.abs(a - b).max() for a, b in zip(plain, other, strict=True)) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -295,14 +295,14 @@ def test_options_of_the_values(options):
 )
 def test_values_of_a_bandit(name, weight):
     config = dataclasses.replace(SMALL, divergence=name, dual_lambda=weight)
-    learnt = learn(f_dvl.make, config, bandit())
+    learned = learn(f_dvl.make, config, bandit())
     p = np.full(len(ACTIONS), 1 / len(ACTIONS))
     exact = {
         "total_variation": quantile(2 * ACTIONS, p, 2 - 1 / weight),
         "chi_square_piecewise": chi_square_maximum(2 * ACTIONS, p, weight, True),
     }[name]
-    np.testing.assert_allclose(newest(learnt.metrics, "train/v"), exact, atol=0.12)
-    action = float(learnt.alg.act(learnt.alg.policy(learnt.state), jnp.ones(1), None)[0])
+    np.testing.assert_allclose(newest(learned.metrics, "train/v"), exact, atol=0.12)
+    action = float(learned.alg.act(learned.alg.policy(learned.state), jnp.ones(1), None)[0])
     factor = np.minimum(np.exp(3 * (2 * ACTIONS - exact)), 100)
     np.testing.assert_allclose(action, (factor * ACTIONS).sum() / factor.sum(), atol=0.07)
 

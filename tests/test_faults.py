@@ -705,7 +705,7 @@ def test_a_mapping_of_data_sets_from_end_to_end(tmp_path, two, plain):
             score = 25.0 * (float(member["eval/return"]) + 1)
             assert float(member["eval/score"]) == pytest.approx(score)
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["members"][1]["eval/return"] == 1.0  # it has learnt, from the expert alone
+    assert summary["members"][1]["eval/return"] == 1.0  # it has learned, from the expert alone
     # killed, resumed, loaded
     module = load(two)
     given = {"expert": dataset.load(recorded["expert"]), "mixed": recorded["mixed"]}

@@ -40,7 +40,7 @@ def config(bins=51, low=-10.0, high=10.0, ratio=0.75, loss="hl_gauss", **fields)
 
 
 def support(config):
-    """Centres and spacing in float64, by the definitions: the atoms, or bins from v_min to
+    """Centers and spacing in float64, by the definitions: the atoms, or bins from v_min to
     v_max."""
     if config.widen or config.loss in ("two_hot", "c51"):
         return np.linspace(config.v_min, config.v_max, config.num_bins), (
@@ -225,7 +225,7 @@ def test_small_sigma_is_the_nearest_bin_and_not_two_hot():
 
 
 @pytest.mark.parametrize("widen", [True, False])
-def test_box_in_place_of_the_gaussian_is_two_hot_on_the_centres(monkeypatch, widen):
+def test_box_in_place_of_the_gaussian_is_two_hot_on_the_centers(monkeypatch, widen):
     c = config(widen=widen)
     box = lambda x: jnp.clip(
         x * 8**0.5 * c.sigma_ratio, -1.0, 1.0
@@ -689,18 +689,18 @@ SLOW = [
 @pytest.mark.parametrize("loss", ["hl_gauss", *SLOW])  # mse: bit for bit that of test_dqn.py
 def test_values_of_the_probes(loss):
     c = dataclasses.replace(TINY, loss=loss)
-    learnt = learn(hl_gauss.make, c, [*PROBES, "probe-time-limit naive"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(hl_gauss.make, c, [*PROBES, "probe-time-limit naive"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     net = hl_gauss.CategoricalQNetwork(c.hidden, (2, c.num_bins), nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = hl_gauss.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs), c)
+    q = hl_gauss.decode(jax.vmap(net.apply, (0, None))(learned.state.params, obs), c)
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
     np.testing.assert_allclose(two_step[2], 1.0, atol=0.05)
     np.testing.assert_allclose(obs[[0, 2]], [[-1, -1], [1, 1]], atol=0.1)
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
-    assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
+    assert learned.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
     assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
         1 - GAMMA

@@ -104,8 +104,10 @@ def test_the_expert_is_imitated():
 
     found, metrics = run(data)
     np.testing.assert_allclose(found, 0.5, atol=0.25)
-    mixed, count = (x[-1] for x in metrics["train/reward_mixed"])
-    assert metrics["train/reward_expert"][-1] > mixed / count + 0.1
+    mixed, count = metrics["train/reward_mixed"]
+    gap = metrics["train/reward_expert"] - mixed / count
+    assert np.mean(gap[-100:]) > 0.02
+    assert np.max(np.abs(metrics["train/q_max"].value)) < 10.0
 
 
 def test_bad_input_is_refused():

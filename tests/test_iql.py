@@ -101,20 +101,20 @@ def expectile(x, tau):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     return learn(iql.make, dataclasses.replace(SMALL, total_steps=1500, expectile=0.9), bandit())
 
 
-def test_values_of_a_bandit_are_expectiles(learnt):
+def test_values_of_a_bandit_are_expectiles(learned):
     exact = expectile(2 * ACTIONS, 0.9)
     assert 0.9 < exact < 1.1  # far from the mean, 0, and from the maximum, 2
-    found = newest(learnt.metrics, "train/v")
+    found = newest(learned.metrics, "train/v")
     np.testing.assert_allclose(found, exact, atol=0.1)
 
 
-def test_policy_of_a_bandit_is_the_weighted_mean(learnt):
+def test_policy_of_a_bandit_is_the_weighted_mean(learned):
     obs = jnp.ones(1)
-    found = float(learnt.alg.act(learnt.alg.policy(learnt.state), obs, None)[0])
+    found = float(learned.alg.act(learned.alg.policy(learned.state), obs, None)[0])
     weight = np.minimum(np.exp(3 * (2 * ACTIONS - expectile(2 * ACTIONS, 0.9))), 100)
     exact = (weight * ACTIONS).sum() / weight.sum()
     assert exact > 0.7  # the mean of the data is 0
@@ -135,6 +135,23 @@ def test_rewards_are_normalized():
     config = dataclasses.replace(SMALL, normalize_rewards=True, reward_scale=3.0)
     init = quick_jit(iql.make(config, rlzoo.make(config.env), data).init)
     np.testing.assert_allclose(init(jax.random.key(0)).reward_scale, 3 * 125, rtol=1e-5)
+
+
+def test_observations_are_standardized():
+    """Those of the data; the policy keeps what it needs, and acts alike where data are others."""
+    data, env = some_rows(), rlzoo.make(SMALL.env)
+    shifted = data.replace(obs_mean=data.obs_mean + 1.0)
+    plain = iql.make(SMALL, env, data)
+    alg = iql.make(dataclasses.replace(SMALL, normalize_obs=True), env, data)
+    state = quick_jit(alg.init)(jax.random.key(0))
+    policy, obs = alg.policy(state), data.obs[:5]
+    np.testing.assert_allclose(policy.stats.mean, data.obs.mean(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(plain.policy(state).stats.mean, 0.0)
+    action = alg.act(policy, obs, None)
+    scaled = (obs - policy.stats.mean) / policy.stats.std
+    np.testing.assert_allclose(plain.act(plain.policy(state), scaled, None), action, rtol=1e-4)
+    other = iql.make(dataclasses.replace(SMALL, normalize_obs=True), env, shifted)
+    np.testing.assert_array_equal(other.act(policy, obs, None), action)
 
 
 def test_the_actors_rate_falls_to_zero():

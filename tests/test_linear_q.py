@@ -121,7 +121,7 @@ def tabular_rcsl(episodes, goal):
 
 
 def test_what_can_stitch():
-    """Imitation gets 1, whether it sees returns alone or histories too; rollouts and values get 2."""
+    """Imitation gets 1, by returns alone or with histories too; rollouts and values get 2."""
     data = Stitching().record(jax.random.key(0), None)
     episodes = np.asarray(data["action"])
     returns = np.asarray(data["reward"]).sum(1)
@@ -131,7 +131,7 @@ def test_what_can_stitch():
         tabular_rcsl(episodes, 2.0)
     # with the history: only one episode continues each first action
     assert np.mean([REWARDS[0, a] + REWARDS[1, b] for a, b in episodes]) == 1
-    # rollouts of the behaviour policy in an exact model, filtered by the best return
+    # rollouts of the behavior policy in an exact model, filtered by the best return
     shares = [np.bincount(episodes[:, step], minlength=2) / len(episodes) for step in range(2)]
     rolled = [pair for pair in itertools.product(range(2), repeat=2)]
     chance = {pair: shares[0][pair[0]] * shares[1][pair[1]] for pair in rolled}

@@ -277,7 +277,7 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
         offline_dqn.draw_sample,
     )
 
-    def learnt(loss, target, masks):
+    def learned(loss, target, masks):
         """Values [masks, obs 0 and 1, action] and greedy actions after training, and metrics; with
         and without the mask."""
         config = dataclasses.replace(TINY, loss=loss, target=target)
@@ -297,12 +297,12 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
 
         return jax.tree.map(np.asarray, quick_jit(jax.vmap(run))(jnp.array(masks)))
 
-    (best,), (actions,), metrics = learnt("hl_gauss", "q_learning", [True])
+    (best,), (actions,), metrics = learned("hl_gauss", "q_learning", [True])
     np.testing.assert_allclose(
         best, [[GAMMA, GAMMA], [0, 1]], atol=0.08
     )  # truncated rows bootstrap too
     assert actions[1] == 1 and metrics["train/mask"].min() == 1.0
-    (follows, naive), _, metrics = learnt("mse", "sarsa", [True, False])
+    (follows, naive), _, metrics = learned("mse", "sarsa", [True, False])
     np.testing.assert_allclose(follows, [[GAMMA / 4] * 2, [0, 1]], atol=0.12)
     assert 0.7 < metrics["train/mask"][0].mean() < 0.9
     assert (

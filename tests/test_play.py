@@ -56,9 +56,9 @@ def shots(id, *changes):
     return shows(start(id)[0], frames(id, *changes))
 
 
-def pixels(picture, colour):
-    """(x, y) of the pixels of a colour, y upwards, from the lower left corner."""
-    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def pixels(picture, color):
+    """(x, y) of the pixels of a color, y upwards, from the lower left corner."""
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     y, x = np.nonzero((picture[drawings.TITLE :] == rgb).all(-1))
     return x, len(picture) - drawings.TITLE - 1 - y
 
@@ -326,9 +326,9 @@ def test_minatar_by_channel_and_through_wrappers(options):
     cells = picture[drawings.TITLE :][20::40, 20::40]
     expected = np.zeros((10, 10), int)
     expected[9, 7], expected[5, 2], expected[3, int(frame.state.last_x)], expected[1:4] = 1, 2, 3, 4
-    colours = [{tuple(cell) for cell in cells[expected == kind]} for kind in np.unique(expected)]
-    assert all(len(colour) == 1 for colour in colours)
-    assert colours[0] == {(0, 0, 0)} and len(set.union(*colours)) == len(colours) == 4
+    colors = [{tuple(cell) for cell in cells[expected == kind]} for kind in np.unique(expected)]
+    assert all(len(color) == 1 for color in colors)
+    assert colors[0] == {(0, 0, 0)} and len(set.union(*colors)) == len(colors) == 4
 
 
 def test_maze_and_plane():
@@ -459,8 +459,11 @@ def test_mp4_goes_through_ffmpeg(tmp_path, monkeypatch):
 
 # ---- MuJoCo --------------------------------------------------------------------------------------
 
-BALL = """<mujoco><worldbody><light pos="0 0 3"/><camera name="track" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/>
-<body><joint type="slide" axis="1 0 0"/><geom size="0.3" rgba="1 0 0 1"/></body></worldbody></mujoco>"""
+BALL = """<mujoco><worldbody>
+<light pos="0 0 3"/>
+<camera name="track" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/>
+<body><joint type="slide" axis="1 0 0"/><geom size="0.3" rgba="1 0 0 1"/></body>
+</worldbody></mujoco>"""
 
 
 def test_mujoco_draws_in_another_process():

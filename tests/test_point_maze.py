@@ -66,7 +66,7 @@ def test_a_step_in_free_space():
 
 
 def test_walls_stop_the_ball():
-    """Pushed into a wall it rests on its surface; along the wall it slides; in a corner it stays."""
+    """Pushed into a wall it rests on it; along the wall it slides; in a corner it stays."""
     obs = np.array([[1.5, -0.5, 0, 0], [0.5, -0.5, 1.0, 0], [1.5, -0.5, 0, 0]])
     action = np.array([[1.0, 0.0], [0.3, -1.0], [1.0, -1.0]])
     for _ in range(100):
@@ -80,8 +80,8 @@ def test_an_episode():
     params = ENV.params
     starts = jax.vmap(lambda key: ENV.inner.reset_env(key, params)[1])
     states = starts(jax.random.split(jax.random.key(0), 500))
-    for found, centre in ((states.position, (-0.5, 0.5)), (states.goal, (1.5, -0.5))):
-        away = np.asarray(found) - centre
+    for found, center in ((states.position, (-0.5, 0.5)), (states.goal, (1.5, -0.5))):
+        away = np.asarray(found) - center
         assert 0.24 < np.abs(away).max() <= 0.25 and np.abs(away.mean(0)).max() < 0.03
     _, state = ENV.inner.reset_env(jax.random.key(1), params)
     obs, after, reward, terminated, _ = ENV.inner.step_env(

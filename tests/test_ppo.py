@@ -166,9 +166,9 @@ TINY = ppo.Config(
 OBS = jnp.array([[-1.0], [0.0], [1.0]])
 
 
-def values(learnt, member):
+def values(learned, member):
     """The critic's at observations -1, 0 and 1."""
-    params = jax.tree.map(lambda x: x[member], learnt.state.params.critic)
+    params = jax.tree.map(lambda x: x[member], learned.state.params.critic)
     return np.asarray(ppo.TanhMLP(TINY.hidden, 1, 1.0).apply(params, OBS))[:, 0]
 
 
@@ -184,8 +184,8 @@ def continuous():
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_values_of_the_probes(kind, request):
-    learnt = request.getfixturevalue(kind)
-    one_step, two_step, obs, action, limit = (values(learnt, i) for i in range(5))
+    learned = request.getfixturevalue(kind)
+    one_step, two_step, obs, action, limit = (values(learned, i) for i in range(5))
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1:], [GAMMA, 1.0], atol=0.05)
     np.testing.assert_allclose(obs[[0, 2]], [-1.0, 1.0], atol=0.1)
@@ -241,15 +241,15 @@ def test_normalization():
     config = dataclasses.replace(
         TINY, total_steps=40 * 128, normalize_obs=True, normalize_reward=True
     )
-    learnt = learn(ppo.make, config, ["probe-action"])
+    learned = learn(ppo.make, config, ["probe-action"])
     assert (
-        learnt.state.stats.count[0] == 40 * 128
-        and learnt.state.reward_scale.stats.count[0] == 40 * 128
+        learned.state.stats.count[0] == 40 * 128
+        and learned.state.reward_scale.stats.count[0] == 40 * 128
     )
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
-    assert learnt.actions[0, [0, 2]].tolist() == [0, 1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
+    assert learned.actions[0, [0, 2]].tolist() == [0, 1]
     alg = ppo.make(config, rlzoo.make("probe-action"))
-    policy = alg.policy(jax.tree.map(lambda x: x[0], learnt.state))
+    policy = alg.policy(jax.tree.map(lambda x: x[0], learned.state))
     shifted = policy._replace(
         stats=RunningStats(jnp.array([5.0]), jnp.array([4.0]), jnp.float32(9))
     )

@@ -59,16 +59,14 @@ def test_lambda_returns_are_the_plain_loop(kind):
     )
     for lam in (0.0, 0.65, 1.0):
         found = returns(pqn.Config(discount=GAMMA, td_lambda=lam))
-        reference = lambda *ends: returns_reference(reward, next_value, *ends, GAMMA, lam)  # noqa: B023
-        np.testing.assert_allclose(found, reference(terminated, done), rtol=1e-4, atol=1e-5)
-        if kind in (
-            "truncated",
-            "both",
-        ):  # masking the bootstrap with `done` is the bug this guards against
-            assert np.abs(found - reference(done, done)).max() > 0.1
-            assert (
-                lam == 0 or np.abs(found - reference(terminated, terminated)).max() > 0.1
-            )  # nor may traces go on
+        right = returns_reference(reward, next_value, terminated, done, GAMMA, lam)
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+        if kind in ("truncated", "both"):
+            # The bug this guards against masks the bootstrap with `done`. Nor may traces go on.
+            masked = returns_reference(reward, next_value, done, done, GAMMA, lam)
+            assert np.abs(found - masked).max() > 0.1
+            going_on = returns_reference(reward, next_value, terminated, terminated, GAMMA, lam)
+            assert lam == 0 or np.abs(found - going_on).max() > 0.1
 
 
 def test_lambda_returns_at_both_ends_of_lambda():
@@ -266,19 +264,19 @@ SLOW = [
 @pytest.mark.parametrize("loss", ["mse", "c51", *SLOW])
 def test_values_of_the_probes(loss):
     c = dataclasses.replace(TINY, loss=loss)
-    learnt = learn(pqn.make, c, [*PROBES, "probe-time-limit naive"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(pqn.make, c, [*PROBES, "probe-time-limit naive"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     bins = Bins(c.num_bins, c.v_min, c.v_max, loss=loss)
     net = pqn.NormalizedQNetwork(c.hidden, bins.out_shape(2), nn.initializers.zeros)
     obs = jnp.array([[-1.0], [0.0], [1.0]])
-    q = bins.decode(jax.vmap(net.apply, (0, None))(learnt.state.params, obs))
+    q = bins.decode(jax.vmap(net.apply, (0, None))(learned.state.params, obs))
     one_step, two_step, obs, action, limit, naive = np.asarray(q)  # [obs -1, 0, 1; action]
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
     np.testing.assert_allclose(two_step[1], GAMMA, atol=0.05)
     np.testing.assert_allclose(two_step[2], 1.0, atol=0.05)
     np.testing.assert_allclose(obs[[0, 2]], [[-1, -1], [1, 1]], atol=0.1)
     np.testing.assert_allclose(action[[0, 2]], [[1, -1], [-1, 1]], atol=0.1)
-    assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
+    assert learned.actions[3, [0, 2]].tolist() == [0, 1]
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
     assert naive[1].min() > 2.0 and naive[1].max() < 0.5 / (
         1 - GAMMA

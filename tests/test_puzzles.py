@@ -82,8 +82,13 @@ def ball(puzzle: Puzzle, depth: int) -> list[int]:
 # ---- every puzzle --------------------------------------------------------------------------------
 
 EVERY: dict[str, Any] = {
-    "tile8": lambda: Tiles(3), "cube2 in pairs": lambda: Cube2(42), "cube3": Cube3, "lights-out3": lambda: LightsOut(3),
-    "pancake7": lambda: Pancake(7), "sokoban": Sokoban}  # fmt: skip
+    "tile8": lambda: Tiles(3),
+    "cube2 in pairs": lambda: Cube2(42),
+    "cube3": Cube3,
+    "lights-out3": lambda: LightsOut(3),
+    "pancake7": lambda: Pancake(7),
+    "sokoban": Sokoban,
+}
 COUNT, LENGTH = 18, 2
 
 
@@ -397,11 +402,11 @@ def test_what_read_gives_can_be_solved():
         read = puzzle.read({"states": puzzle.goal[None].astype(int)})
         assert (read == puzzle.goal).all() and read.dtype == np.uint8
     for cube in (Cube3(), Cube2()):
-        stickers, colours = np.tile(np.arange(cube.size), (50, 1)), np.tile(cube.goal, (50, 1))
+        stickers, colors = np.tile(np.arange(cube.size), (50, 1)), np.tile(cube.goal, (50, 1))
         for action in np.random.default_rng(0).integers(cube.num_actions, size=(30, 50)):
             source = cube.table[action].astype(int)
-            stickers, colours = (np.take_along_axis(x, source, 1) for x in (stickers, colours))
-        np.testing.assert_array_equal(cube.read({"states": stickers}), colours)
+            stickers, colors = (np.take_along_axis(x, source, 1) for x in (stickers, colors))
+        np.testing.assert_array_equal(cube.read({"states": stickers}), colors)
     boxes, walls = np.zeros((2, 10, 10), bool), np.zeros((2, 10, 10), bool)
     boxes[:, 5, 5] = True
     read = Sokoban().read(
@@ -432,14 +437,16 @@ CORNER, CORNER2 = (list(cube().home[3][-1]) for cube in (Cube3, Cube2))
 EDGE, OTHER = Cube3().home[2][0], Cube3().home[2][1]
 BAD: dict[str, tuple[Puzzle, Any]] = {
     r"there is no array 'states', only boards": (Tiles(3), {"boards": np.zeros((1, 9), int)}),
-    r"states is float64 \[4, 9\]; it should hold whole numbers, \[n, 9\]": (Tiles(3), np.zeros((4, 9))),
+    r"states is float64 \[4, 9\]; it should hold whole numbers, \[n, 9\]":
+        (Tiles(3), np.zeros((4, 9))),
     r"states is int64 \[4, 16\]; .* \[n, 9\]": (Tiles(3), np.zeros((4, 16), int)),
     r"states is int64 \[9\]; .* \[n, 9\]": (Tiles(3), np.zeros(9, int)),
     r"state 3: entry 2 is 9; entries lie in 0..8": (Tiles(3), [1, 2, 9, 3, 4, 5, 6, 7, 0]),
     r"state 3: entry 0 is -1; entries lie in 0..8": (Tiles(3), [-1, 2, 8, 3, 4, 5, 6, 7, 0]),
     r"state 3: 5 is there 2 times, 4 never": (Tiles(3), [1, 2, 8, 3, 5, 5, 6, 7, 0]),
     r"state 3: it cannot be solved: .* parity": (Tiles(3), swap(Tiles(3).goal, (0, 1))),
-    r"state 3: it cannot be solved: the permutation .* parity": (Tiles(4), swap(Tiles(4).goal, (3, 9))),
+    r"state 3: it cannot be solved: the permutation .* parity":
+        (Tiles(4), swap(Tiles(4).goal, (3, 9))),
     r"state 3: entry 1 is 2; a light is 0 or 1": (LightsOut(2), [0, 2, 0, 0]),
     r"state 3: it cannot be solved: no set of presses": (LightsOut(5), np.eye(25, dtype=int)[0]),
     r"state 3: 0 is there 2 times": (Pancake(7), [0, 0, 2, 3, 4, 5, 6]),
@@ -454,7 +461,8 @@ BAD: dict[str, tuple[Puzzle, Any]] = {
         (Cube3(), swap(IDS, *zip(EDGE, OTHER, strict=True))),
     r"state 3: sticker \d+ of a piece that does not move is \d+: turn the cube as a whole":
         (Cube2(), quarter_turns(2)["D1"]),
-    r"state 3: it cannot be solved: a single corner is twisted$": (Cube2(), cycle(IDS2, *Cube2().corners[0])),
+    r"state 3: it cannot be solved: a single corner is twisted$":
+        (Cube2(), cycle(IDS2, *Cube2().corners[0])),
 }  # fmt: skip
 
 
@@ -488,7 +496,8 @@ def sokoban(
 
 BAD_ROOMS = {
     "there is no array 'goals'": {k: v for k, v in sokoban().items() if k != "goals"},
-    "agent, walls, boxes and goals hold 2, 4, 4, 4 states": sokoban() | {"agent": np.ones((2, 2), int)},
+    "agent, walls, boxes and goals hold 2, 4, 4, 4 states":
+        sokoban() | {"agent": np.ones((2, 2), int)},
     r"boxes is bool \[4, 9, 10\]": sokoban() | {"boxes": np.zeros((4, 9, 10), bool)},
     r"state 3: the agent is at \(10, 0\)": sokoban(agent=(10, 0)),
     r"state 3: the agent is in a wall, at \(2, 3\)": sokoban(agent=(2, 3), walls=[(2, 3)]),

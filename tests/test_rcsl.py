@@ -1,4 +1,4 @@
-"""RCSL: its loss, what it is told in an episode, the optimum of LinearQ, and that it cannot stitch."""
+"""RCSL: its loss, what it is told in an episode, the optimum of LinearQ; it cannot stitch."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""ReCOIL: its losses against NumPy, the programs that they come from on tables, small imitations."""
+"""ReCOIL: its losses against NumPy, the programs behind them on tables, small imitations."""
 
 import dataclasses
 
@@ -84,6 +84,28 @@ def test_dual_v_of_imitation_knows_nothing(imitation):
     np.testing.assert_allclose(found.dual_v(np.zeros(6))[1], 0.0, atol=1e-12)
 
 
+def slope_of_released(found, mixed, Q, V):
+    """The gradient of the file's loss, each pair weighted by how often the data have it."""
+    config = recoil.Config(discount=found.problem.gamma)
+    after = jnp.asarray((found.problem.P @ V).ravel(), jnp.float32)
+    pin = jnp.float32(2 / (1 - config.discount))
+    alive = jnp.zeros(1, bool)
+
+    def one(q, v):
+        """The errors of one pair, as of the mixed data and as of the expert."""
+        q, v, pinned = jnp.full((1, 1), q), jnp.full(1, v), jnp.full((1, 1), pin)
+        target = config.discount * v - config.expert_reward
+        of_mixed = recoil.released_loss(q, pinned, v, alive, config)
+        of_expert = recoil.released_loss(target[None], q, v, alive, config)
+        return of_mixed, of_expert
+
+    def loss(q):
+        of_mixed, of_expert = jax.vmap(one)(q, after)
+        return mixed.ravel() @ of_mixed + found.expert.ravel() @ of_expert
+
+    return quick_jit(jax.grad(loss))(jnp.asarray(Q.ravel(), jnp.float32))
+
+
 def test_coded_loss_on_a_table_is_mode_seeking():
     """(test 7) With a fifth of the expert hidden in the mixed data, the fixed point of `released`
     is a pull towards the pin, and its weights choose the expert's likeliest action."""
@@ -97,25 +119,8 @@ def test_coded_loss_on_a_table_is_mode_seeking():
         Q = (found.expert * 2 / (1 - gamma) + mixed * target) / (found.expert + mixed)
         V = beta * logsumexp(Q / beta, axis=1, b=chances)
     assert Q.max() < 20 - 1, "not pinned where rows overlap"
-    # of the loss of the file: no gradient at the fixed point
-    q = jnp.asarray(Q.ravel(), jnp.float32)
-    after = (gamma * found.problem.P @ V / gamma).ravel()
-
-    def loss(q):
-        config = recoil.Config(discount=gamma)
-        per_pair = jax.vmap(
-            lambda qm, v: recoil.released_loss(
-                jnp.full((1, 1), qm), jnp.full((1, 1), 20.0), jnp.full(1, v), False, config
-            )
-        )(q, jnp.asarray(after, jnp.float32))
-        pinned = jax.vmap(
-            lambda qe: recoil.released_loss(
-                jnp.zeros((1, 1)), jnp.full((1, 1), qe), jnp.zeros(1), False, config
-            )
-        )(q)
-        return (mixed.ravel() * per_pair + found.expert.ravel() * pinned).sum()
-
-    np.testing.assert_allclose(quick_jit(jax.grad(loss))(q), 0.0, atol=1e-4)
+    np.testing.assert_allclose(slope_of_released(found, mixed, Q, V), 0.0, atol=1e-4)
+    assert np.abs(slope_of_released(found, mixed, Q + 1.0, V)).max() > 1e-3
     weight = mixed * np.minimum(np.exp(3 * (Q - V[:, None])), 100)
     policy = weight / weight.sum(1, keepdims=True)
     assert (policy.argmax(1) == 0).all() and found.distance(policy, expert) > 0.05
@@ -168,8 +173,9 @@ def test_critic_loss_is_the_numpy_reference(rows, name):
     np.testing.assert_allclose(loss, total, rtol=1e-4)
     np.testing.assert_allclose(metrics["train/q_expert"], q[:, 20:].mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics["train/q_mixed"], q[:, :20].mean(), rtol=1e-3)
-    cut = batch.truncated[:20] & (np.arange(20) >= 0)
-    assert cut.any(), "time limits are not deaths: they bootstrap"
+    ended = batch._replace(terminated=batch.terminated | batch.truncated)
+    wrong, _ = recoil.critic_loss(params, rows._replace(batch=ended), v, critics, config)
+    assert abs(wrong - loss) > 1e-2, "a time limit is no death"
 
 
 def test_mixture_loss_is_the_derived_one():
@@ -218,7 +224,7 @@ def sets():
 
 
 def test_which_data_move_values_and_actor():
-    """The labelled pairs move neither with `released`; they do with `mixture`."""
+    """The labeled pairs move neither with `released`; they do with `mixture`."""
     env, given = rlzoo.make(ENV), sets()
     other = given | {"expert": given["expert"].replace(obs=given["expert"].obs + 1.0)}
 

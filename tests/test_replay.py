@@ -665,7 +665,7 @@ def test_a_million_rows_never_give_one_without_priority(million):
 
 
 def test_a_million_rows_are_resolved_singly(million):
-    """Neighbours amid the running sum get their shares, though one ulp of the sum is 3% of a
+    """Neighbors amid the running sum get their shares, though one ulp of the sum is 3% of a
     row."""
     _, state, last = million
     offset = jax.random.uniform(jax.random.key(0), (200_000,)) * 100
@@ -755,13 +755,15 @@ BAD = {
     "reward is int32, must be a float": lambda: Uniform(10, EXAMPLE._replace(reward=0), 1, 2),
     "terminated is float32\\[\\] per row, must be one bool":
         lambda: Uniform(10, EXAMPLE._replace(terminated=0.0), 1, 2),
-    "Trajectory needs a NamedTuple .* has no terminated, truncated": lambda: Trajectory(10, {"x": 0}, 2),
+    "Trajectory needs a NamedTuple .* has no terminated, truncated":
+        lambda: Trajectory(10, {"x": 0}, 2),
     "alpha=1.5: must lie in \\[0, 1\\]": lambda: Prioritized(10, EXAMPLE, alpha=1.5),
     "alpha=nan": lambda: Prioritized(10, EXAMPLE, alpha=math.nan),
     "batch n=13 with capacity=12": lambda: sample_of("uniform", 13),
     "batch n=0 with capacity=12": lambda: sample_of("uniform", 0),
     "batch n=14 with capacity=12": lambda: sample_of("trajectory", 14),
-    "batch.obs is uint8\\[4, 2, 2\\], must be uint8\\[3, 2, 2\\]": lambda: add_of(block(0, "....", 4)),
+    "batch.obs is uint8\\[4, 2, 2\\], must be uint8\\[3, 2, 2\\]":
+        lambda: add_of(block(0, "....", 4)),
     "batch.reward is int32\\[3\\], must be float32\\[3\\]":
         lambda: add_of(block(0)._replace(reward=np.zeros(3, int))),
     "add: batch is a .* the example was a": lambda: add_of({"x": 1}),

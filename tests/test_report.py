@@ -182,7 +182,7 @@ def test_probability_of_improvement_in_closed_cases():
         report.probability_of_improvement({"a": [1]}, {"b": [1]})
 
 
-def test_summarise_counts_the_diverged_and_is_plain_json():
+def test_summarize_counts_the_diverged_and_is_plain_json():
     members = [
         {"member": i, "seed": i % 4, "lr": [0.1, 0.2][i // 4], "eval/return": i} for i in range(8)
     ]
@@ -413,8 +413,10 @@ def test_a_score_of_zero_ranks_as_zero(tmp_path):
 
 def test_importing_loads_neither_jax_nor_matplotlib_and_drawing_leaves_pyplot_alone(tmp_path):
     code = (
-        "import sys, rlzoo.report as report; assert not {'jax', 'matplotlib'} & set(sys.modules);"
-        "report.write_curve(sys.argv[1]); assert not {'jax', 'matplotlib.pyplot'} & set(sys.modules)"
+        "import sys, rlzoo.report as report\n"
+        "assert not {'jax', 'matplotlib'} & set(sys.modules)\n"
+        "report.write_curve(sys.argv[1])\n"
+        "assert not {'jax', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(fake_run(tmp_path / "a"))], check=True, timeout=60

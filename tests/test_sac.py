@@ -215,13 +215,13 @@ def check(q, actions):
 
 
 def test_values_of_the_probes():
-    learnt = learn(sac.make, TINY, [*PROBES, "probe-time-limit naive"], continuous=True)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(sac.make, TINY, [*PROBES, "probe-time-limit naive"], continuous=True)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     net = sac.MLP(TINY.hidden, 1)
-    pairs = jnp.concatenate([jnp.broadcast_to(OBS, (6, 3, 1)), learnt.actions], -1)
-    q = jax.vmap(jax.vmap(net.apply, (0, None)))(learnt.state.params.critics, pairs)
-    check(np.asarray(q)[..., 0].mean(1), learnt.actions)
-    np.testing.assert_allclose(learnt.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
+    pairs = jnp.concatenate([jnp.broadcast_to(OBS, (6, 3, 1)), learned.actions], -1)
+    q = jax.vmap(jax.vmap(net.apply, (0, None)))(learned.state.params.critics, pairs)
+    check(np.asarray(q)[..., 0].mean(1), learned.actions)
+    np.testing.assert_allclose(learned.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
 
 
 def test_temperature_holds_the_entropy_at_its_target():
@@ -234,8 +234,8 @@ def test_temperature_holds_the_entropy_at_its_target():
         target_entropy=-0.5,
         total_steps=1500 * 4,
     )
-    learnt = learn(sac.make, config, ["probe-action"], continuous=True)
-    found = float(np.mean(learnt.metrics["train/entropy"].value[-300:, 0]))
+    learned = learn(sac.make, config, ["probe-action"], continuous=True)
+    found = float(np.mean(learned.metrics["train/entropy"].value[-300:, 0]))
     assert abs(found + 0.5) < 0.15, found
 
 

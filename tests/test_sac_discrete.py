@@ -181,11 +181,11 @@ OBS = jnp.array([[-1.0], [0.0], [1.0]])
 
 
 def test_values_of_the_probes():
-    learnt = learn(sac.make, TINY, [*PROBES, "probe-time-limit naive"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(sac.make, TINY, [*PROBES, "probe-time-limit naive"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     net = sac.MLP(TINY.hidden, 2)
-    q = jax.vmap(jax.vmap(net.apply, (0, None)), (0, None))(learnt.state.params.critics, OBS)
-    taken = jnp.take_along_axis(q.mean(1), learnt.actions[..., None], -1)[..., 0]
+    q = jax.vmap(jax.vmap(net.apply, (0, None)), (0, None))(learned.state.params.critics, OBS)
+    taken = jnp.take_along_axis(q.mean(1), learned.actions[..., None], -1)[..., 0]
     # Each at observations -1, 0, 1.
     one_step, two_step, of_obs, action, limit, naive = np.asarray(taken)
     np.testing.assert_allclose(one_step[1], 1.0, atol=0.05)
@@ -194,7 +194,7 @@ def test_values_of_the_probes():
     np.testing.assert_allclose(action[[0, 2]], [1.0, 1.0], atol=0.1)
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
     assert naive[1] < 0.5 / (1 - GAMMA)  # the bug this guards against
-    assert learnt.actions[3, [0, 2]].tolist() == [0, 1]
+    assert learned.actions[3, [0, 2]].tolist() == [0, 1]
 
 
 def test_temperature_holds_the_entropy_at_its_target():
@@ -203,8 +203,8 @@ def test_temperature_holds_the_entropy_at_its_target():
     config = dataclasses.replace(
         TINY, tune_alpha=True, alpha=0.05, target_entropy_scale=0.8, total_steps=1500 * 4
     )
-    learnt = learn(sac.make, config, ["probe-action"])
-    found = float(np.mean(learnt.metrics["train/entropy"].value[-300:, 0]))
+    learned = learn(sac.make, config, ["probe-action"])
+    found = float(np.mean(learned.metrics["train/entropy"].value[-300:, 0]))
     assert abs(found - 0.8 * np.log(2)) < 0.15, found
 
 

@@ -672,7 +672,7 @@ def test_without_opening_again_the_path_is_too_long(monkeypatch):
 
 def test_stopping_at_the_first_goal_is_too_early():
     """q = u * (cost + h*), where u is 1 but for the jump to the goal: it is taken first, and its
-    cost learnt too late."""
+    cost learned too late."""
     too_early = edges(BEST)
     too_early[4, 1] = 0.5
     naive, sure = graph_search(naive=True), shared_graph_search()

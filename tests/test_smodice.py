@@ -98,7 +98,7 @@ def sides(actions, obs, seed=0):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     """Observations -1 and 1 lead nowhere; the expert has the action 0.5, which the discriminator
     is shown."""
     rng = np.random.default_rng(0)
@@ -120,14 +120,14 @@ def learnt():
     return run(data)
 
 
-def test_the_discriminator_tells_them_apart(learnt):
-    _, metrics, _ = learnt
+def test_the_discriminator_tells_them_apart(learned):
+    _, metrics, _ = learned
     gap = metrics["train/reward_expert"] - metrics["train/reward_mixed"]
     assert np.mean(gap[-50:]) > 1.0 > np.abs(gap[0])
 
 
-def test_the_expert_is_imitated(learnt):
-    _, metrics, actions = learnt
+def test_the_expert_is_imitated(learned):
+    _, metrics, actions = learned
     assert np.isfinite(metrics["loss/value"]).all()
     np.testing.assert_allclose(actions, 0.5, atol=0.2)  # the mean of the mixed data is -0.1
     assert np.mean(metrics["train/effective"][-50:]) < 0.8

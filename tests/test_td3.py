@@ -224,11 +224,11 @@ TINY = td3.Config(
 
 
 def test_values_of_the_probes():
-    learnt = learn(td3.make, TINY, [*PROBES, "probe-time-limit naive"], continuous=True)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learnt.metrics))
+    learned = learn(td3.make, TINY, [*PROBES, "probe-time-limit naive"], continuous=True)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned.metrics))
     net, obs = td3.MLP(TINY.hidden, 1), jnp.array([[-1.0], [0.0], [1.0]])
-    pairs = jnp.concatenate([jnp.broadcast_to(obs, (6, 3, 1)), learnt.actions], -1)
-    q = np.asarray(jax.vmap(jax.vmap(net.apply, (0, None)))(learnt.state.params.critics, pairs))[
+    pairs = jnp.concatenate([jnp.broadcast_to(obs, (6, 3, 1)), learned.actions], -1)
+    q = np.asarray(jax.vmap(jax.vmap(net.apply, (0, None)))(learned.state.params.critics, pairs))[
         ..., 0
     ].mean(1)
     one_step, two_step, of_obs, action, limit, naive = q  # each at observations -1, 0, 1
@@ -236,7 +236,7 @@ def test_values_of_the_probes():
     np.testing.assert_allclose(two_step[1:], [GAMMA, 1.0], atol=0.05)
     np.testing.assert_allclose(of_obs[[0, 2]], [-1.0, 1.0], atol=0.1)
     np.testing.assert_allclose(action[[0, 2]], [1.0, 1.0], atol=0.1)
-    np.testing.assert_allclose(learnt.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
+    np.testing.assert_allclose(learned.actions[3, [0, 2], 0], [-0.5, 0.5], atol=0.2)
     np.testing.assert_allclose(limit[1], 1 / (1 - GAMMA), rtol=0.1)
     assert naive[1] < 0.5 / (1 - GAMMA)  # the bug this guards against
 

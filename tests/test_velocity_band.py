@@ -1,15 +1,19 @@
 """The reward for moving at one speed: its table, its edge, its time limit."""
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brax.envs.base import State
 from rlzoo.envs.velocity_band import Band, BandMass, band_reward
 
 import rlzoo
 from rlzoo import replay
+from rlzoo.suites.brax import Brax
+from rlzoo.suites.velocity import TASKS, VelocityBand
 
 KEY = jax.random.key(0)
 SETTINGS = [
@@ -130,3 +134,91 @@ def test_a_model_may_roll_it_out():
     env = rlzoo.make("band-mass")
     obs = jnp.ones((4, 1))
     assert not env.terminates(obs, obs, obs).any() and env.terminates(obs, obs, obs).shape == (4,)
+
+
+# ---- brax ----------------------------------------------------------------------------------------
+
+
+class Fake(NamedTuple):
+    """What stands for a brax environment: it reports the action as velocity, and ends each step."""
+
+    action_size: int = 1
+
+    def reset(self, key):
+        zero = jnp.float32(0)
+        return State(None, jnp.zeros(2), zero, zero, {"x_velocity": zero})
+
+    def step(self, state, action):
+        return state.replace(
+            reward=jnp.float32(7), done=jnp.float32(1), metrics={"x_velocity": 9 * action[0]}
+        )
+
+
+@pytest.mark.parametrize("terminate", [True, False])
+def test_reward_and_termination_are_its_own(terminate):
+    rule = (lambda obs, params: jnp.ones(obs.shape[:-1], bool)) if terminate else None
+    env = VelocityBand(Brax(Fake(), "brax/fake"), Band(), rule)
+    _, state = env.reset_env(KEY, Band())
+    for action, expected in ((0.2, 1.7 - 0.05 * 0.04), (0.3, -0.05 * 0.09)):
+        _, _, reward, terminated, _ = env.step_env(KEY, state, jnp.array([action]), Band())
+        np.testing.assert_allclose(reward, expected, rtol=1e-5)
+        assert terminated == terminate == env.terminates(jnp.zeros((1, 2)), Band())[0]
+    assert env.name == "fake-vel-sparse"
+
+
+def test_hopper_is_rewarded_by_the_change_of_its_position():
+    """On 60 steps, in which it reaches the band and falls."""
+    env = rlzoo.make("hopper-vel-sparse:spring?terminate=True")
+    assert env.max_steps == 1000 and env.params == Band()
+    keys = jax.random.split(KEY, 1)
+
+    def body(inner, t):
+        action = jnp.where(t % 20 < 10, 1.0, -1.0) * jnp.ones((1, 3))
+        obs, inner, reward, _, terminated, _ = env.step_inner(keys, inner, action)
+        physics = inner.physics
+        place = physics.pipeline_state.x.pos[:, 0, 0]
+        return inner, (obs, action, reward, terminated, physics.done > 0, place)
+
+    run = lambda: jax.lax.scan(body, env.starts(keys)[1], jnp.arange(60))[1]
+    rows = jax.tree.map(lambda x: np.asarray(x)[:, 0], jax.jit(run)())
+    obs, action, reward, terminated, fallen, place = rows
+
+    # --- reward ---
+    velocity = np.diff(place.astype(float)) / 0.008
+    error = abs(velocity - 1.5)
+    expected = np.where(error <= 0.6, 2 - error, 0) - 0.05 * (action[1:] ** 2).sum(-1)
+    sure = abs(error - 0.6) > 1e-3  # single precision decides the others
+    np.testing.assert_allclose(reward[1:][sure], expected[sure], atol=1e-3)
+    assert sure.mean() > 0.9 and (reward > 0).any() and (reward < 0).any()
+
+    # --- termination ---
+    np.testing.assert_array_equal(terminated, fallen)
+    np.testing.assert_array_equal(env.terminates(obs, obs, obs), fallen)
+    assert fallen.any() and not fallen.all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ant", "halfcheetah", "walker2d"])
+def test_the_other_walkers(name):
+    env = rlzoo.make(f"{name}-vel-sparse:spring")
+    keys = jax.random.split(KEY, 1)
+    _, inner = jax.jit(env.starts)(keys)
+    action = jnp.full((1, env.action_dim), 0.5)
+    obs, inner, reward, _, _, _ = jax.jit(env.step_inner)(keys, inner, action)
+    velocity = inner.physics.metrics["x_velocity"]
+    expected = band_reward(velocity, action, env.params)
+    np.testing.assert_allclose(reward, expected, rtol=1e-4, atol=1e-5)
+    assert env.params == TASKS[name] and not env.terminates(obs, action, obs).any()
+
+
+def test_parameters_are_options():
+    env = rlzoo.make("hopper-vel-sparse:spring?target=3&band=0.5&control_weight=0.0")
+    assert (env.params.target, env.params.band, env.params.control_weight) == (3, 0.5, 0)
+    assert rlzoo.make(env.id).params == env.params
+
+
+def test_an_environment_without_a_velocity_is_refused():
+    with pytest.raises(rlzoo.Refused, match=r"brax/reacher has no x velocity .*hopper-vel-sparse"):
+        rlzoo.make("reacher-vel-sparse")
+    with pytest.raises(rlzoo.Refused, match="unknown brax environment 'hoper'; nearest: hopper"):
+        rlzoo.make("hoper-vel-sparse")

@@ -1,4 +1,4 @@
-"""Wrappers on an environment that shows what reached it, and running normalisation against
+"""Wrappers on an environment that shows what reached it, and running normalization against
 NumPy."""
 
 import functools
@@ -66,7 +66,7 @@ def roll(env: Env, actions: jax.Array) -> tuple:
 
 
 def steps(env: Any, actions: Any) -> list[tuple]:
-    """(obs, reward, terminated, truncated, info) of each step of an un-vectorised episode."""
+    """(obs, reward, terminated, truncated, info) of each step of an un-vectorized episode."""
     _, state = env.reset_env(KEY, PARAMS)
     step, out = jax.jit(env.step_env), []
     for i, action in enumerate(actions):
@@ -221,7 +221,7 @@ def test_whole_number_observations_become_one_hot():
     np.testing.assert_array_equal(after.obs.argmax(-1), after.inner.position)
 
 
-# ---- running normalisation -----------------------------------------------------------------------
+# ---- running normalization -----------------------------------------------------------------------
 
 
 def test_running_stats_against_numpy_over_uneven_batches():

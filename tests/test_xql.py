@@ -96,12 +96,12 @@ def test_update_order():
 
 
 def test_values_of_a_bandit_are_soft_maxima():
-    learnt = learn(xql.make, dataclasses.replace(SMALL, beta=1.0), bandit())
+    learned = learn(xql.make, dataclasses.replace(SMALL, beta=1.0), bandit())
     exact = soft_maximum(2 * ACTIONS, np.full(len(ACTIONS), 1 / len(ACTIONS)), 1.0)
     assert 0.4 < exact < 0.8
-    np.testing.assert_allclose(newest(learnt.metrics, "train/v"), exact, atol=0.1)
-    assert newest(learnt.metrics, "train/clipped") == 0.0
-    action = float(learnt.alg.act(learnt.alg.policy(learnt.state), jnp.ones(1), None)[0])
+    np.testing.assert_allclose(newest(learned.metrics, "train/v"), exact, atol=0.1)
+    assert newest(learned.metrics, "train/clipped") == 0.0
+    action = float(learned.alg.act(learned.alg.policy(learned.state), jnp.ones(1), None)[0])
     factor = np.minimum(np.exp(3 * (2 * ACTIONS - exact)), 100)
     np.testing.assert_allclose(action, (factor * ACTIONS).sum() / factor.sum(), atol=0.07)
 

@@ -13,7 +13,7 @@ from probes import PROBES, Probe, State
 import rlzoo
 from rlzoo.env import Env
 
-# Tiny programs run for milliseconds and compile for seconds; without optimisation in half the time.
+# Tiny programs run for milliseconds and compile for seconds; without optimization in half the time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -59,7 +59,7 @@ class Together(Probe):
         )
 
 
-class Learnt(NamedTuple):
+class Learned(NamedTuple):
     state: Any
     """of each member, stacked"""
     metrics: dict
@@ -69,7 +69,7 @@ class Learnt(NamedTuple):
     """of each member at observations -1, 0 and 1: [members, 3, ...]"""
 
 
-def learn(make: Any, config: Any, members: list[str], continuous: bool = False) -> Learnt:
+def learn(make: Any, config: Any, members: list[str], continuous: bool = False) -> Learned:
     """Train on each of `members` (a probe's id; ` naive` after it takes time limits for
     terminations)."""
     env = Env("together", Together(continuous), Params())
@@ -83,13 +83,13 @@ def learn(make: Any, config: Any, members: list[str], continuous: bool = False) 
     def step(state: Any, t: Any) -> tuple:
         return jax.vmap(lambda w, n, s: alg(w, n).step(s, t))(which, naive, state)
 
-    def run(key: jax.Array) -> Learnt:
+    def run(key: jax.Array) -> Learned:
         state = jax.vmap(lambda w, n: alg(w, n).init(key))(which, naive)
         calls = config.total_steps // make(config, env).steps_per_call
         state, metrics = jax.lax.scan(step, state, jnp.arange(calls))
         policies = jax.vmap(lambda w, n, s: alg(w, n).policy(s))(which, naive, state)
         obs = jnp.array([[-1.0], [0.0], [1.0]])
         act = lambda w, n, p: jax.vmap(lambda o: alg(w, n).act(p, o, key))(obs)
-        return Learnt(state, metrics, policies, jax.vmap(act)(which, naive, policies))
+        return Learned(state, metrics, policies, jax.vmap(act)(which, naive, policies))
 
     return quick_jit(run)(jax.random.key(0))

@@ -164,10 +164,10 @@ def list_(*, envs: bool = False) -> None:
 
 
 def _list_envs() -> None:
-    from rlzoo.suites import brax
+    from rlzoo.suites import brax, velocity
     from rlzoo.suites.registry import ids, make
 
-    found = [id for id in ids() if not id.startswith("brax/")]
+    found = [id for id in ids() if not id.startswith("brax/") and id not in velocity.NAMES]
     width = max(map(len, found))
     for id in found:
         if id == DOWNLOADS:
@@ -182,6 +182,7 @@ def _list_envs() -> None:
         print(f"{id:{width}}  observations {list(env.obs_shape)!s:15}  {actions}")
     print(f"\nbrax/NAME or brax/NAME:BACKEND with {', '.join(brax.BACKENDS)}; continuous actions:")
     print("  " + ", ".join(brax.NAMES))
+    print("the same walkers, rewarded for one speed alone: " + ", ".join(velocity.NAMES))
     print(
         "navix/NAME, jumanji/NAME and craftax/NAME with the extra of that name\n"
         "options after a question mark: CartPole-v1?sticky=0.25"

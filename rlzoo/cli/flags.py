@@ -101,7 +101,7 @@ def _read_text(node: ast.ClassDef) -> list[Field]:
             continue
         name, value, static = part.target.id, part.value, False
         bounds: dict[str, float] = {}
-        if isinstance(value, ast.Call):
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
             value, static, bounds = _read_call(value)
         kind, default = _value(part.annotation), _value(value)
         if isinstance(kind, str):

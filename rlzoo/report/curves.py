@@ -24,7 +24,8 @@ COLORS = (
     "#E69F00",
     "#56B4E9",
     "#333333",
-)  # Okabe and Ito, 2008
+)
+"""of Okabe and Ito, 2008"""
 
 
 Curves = Sequence[Run] | Sequence[Group]  # runs are grouped by setting

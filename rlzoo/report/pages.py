@@ -22,24 +22,28 @@ COSTS = {"steps/s": "steps_per_second", "compile s": "compile_seconds"}
 HEAD = ["algorithm", "setting", "IQM [95% CI]", "mean ± std", "seeds", "steps", *COSTS, "status"]
 
 
-ABOUT = """The score is the last {} of each seed: interquartile mean with its 95% stratified bootstrap
-interval over seeds, mean and sample standard deviation. Diverged seeds are left out of these, and counted.
-Steps are those of one seed; steps/s of all seeds of a run together, without compilation and evaluation."""
+ABOUT = """The score is the last {} of each seed: interquartile mean with its 95% stratified
+bootstrap interval over seeds, mean and sample standard deviation. Diverged seeds are left out of
+these, and counted. Steps are those of one seed; steps/s of all seeds of a run together, without
+compilation and evaluation."""
 
 
-IMPROVEMENT = """How likely a seed of X beats a seed of Y, averaged over the environments they share. Of many
-settings, the one with the highest IQM, chosen on these same scores, stands for its algorithm. A diverged seed
-loses. Only runs that are done take part."""
+IMPROVEMENT = """How likely a seed of X beats a seed of Y, averaged over the environments they
+share. Of many settings, the one with the highest IQM, chosen on these same scores, stands for its
+algorithm. A diverged seed loses. Only runs that are done take part."""
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>Report</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 64rem; margin: auto; padding: 1rem;
-  overflow-wrap: anywhere }
+body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 64rem; margin: auto;
+  padding: 1rem; overflow-wrap: anywhere }
 .table { overflow-x: auto; overflow-wrap: normal }
-h2 { margin-top: 2.5rem } img { max-width: 48rem; width: 100%; margin-top: 1rem } summary { cursor: pointer }
+h2 { margin-top: 2.5rem }
+img { max-width: 48rem; width: 100%; margin-top: 1rem }
+summary { cursor: pointer }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-td { padding: .3rem 1rem .3rem 0; white-space: nowrap; border-bottom: 1px solid #ddd } tr:first-child { font-weight: 600 }
+td { padding: .3rem 1rem .3rem 0; white-space: nowrap; border-bottom: 1px solid #ddd }
+tr:first-child { font-weight: 600 }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 12px }
 </style>
 """

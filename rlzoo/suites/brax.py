@@ -97,9 +97,8 @@ def make(name: str, options: dict) -> Any:
     # mujoco puts the model on jax.devices()[0], which in a run of several processes belongs to the
     # first
     with warnings.catch_warnings(), mock.patch.object(jax, "devices", jax.local_devices):
-        warnings.simplefilter(
-            "ignore"
-        )  # brax says at every construction that its environments are frozen
+        # brax says at every construction that its environments are frozen.
+        warnings.simplefilter("ignore")
         from brax.envs import get_environment
 
         env = get_environment(name, **({"backend": backend} if backend else {}))

@@ -62,7 +62,7 @@ def id_of(data: Dataset) -> str:
 
 
 def make(id: str, data: Sequence[Dataset]) -> Env:
-    """The environment of all `data`, which can be learnt about and not be played. Discrete actions
+    """The environment of all `data`, which can be learned about and not be played. Discrete actions
     are those up to the largest that occurs."""
     first = data[0]
     same = [x for x in data if x.discrete and first.discrete]

@@ -1,8 +1,9 @@
 """Environments by their ids, or given as objects: `make`, `id_of` and `ids`.
 
 Ids: gymnax's names (`CartPole-v1`, `Breakout-MinAtar`), `brax/hopper`, `brax/hopper:spring`
-(backend after the colon), rlzoo's own, and with the extra of that name `navix/...`, `jumanji/...`
-and `craftax/...` (see `rlzoo/suites/adapters.py`). One's own are `corridor.py:Corridor` or, of an
+(backend after the colon), `hopper-vel-sparse` (see `rlzoo/suites/velocity.py`), rlzoo's own, and
+with the extra of that name `navix/...`, `jumanji/...` and `craftax/...` (see
+`rlzoo/suites/adapters.py`). One's own are `corridor.py:Corridor` or, of an
 installed package, `package.module:Corridor`: a class, or a function that makes an environment.
 Options follow a question mark, separated by `&`: fields of the environment's parameters
 (`CartPole-v1?length=0.7`), arguments of its constructor, and the wrappers `sticky`, `repeat`,
@@ -36,7 +37,7 @@ from rlzoo import machine, wrappers
 from rlzoo.algorithm import Refused
 from rlzoo.env import Env
 from rlzoo.parameters import check_names, is_literal, join, plain, split
-from rlzoo.suites import adapters, brax, classic, files, termination
+from rlzoo.suites import adapters, brax, classic, files, termination, velocity
 
 
 def make(env: Any, **options: Any) -> Env:
@@ -75,7 +76,7 @@ def make(env: Any, **options: Any) -> Env:
 
 def ids() -> list[str]:
     """Every environment id: gymnax's, rlzoo's own, brax's."""
-    return [*gymnax.registered_envs, *(f"brax/{name}" for name in brax.NAMES)]
+    return [*gymnax.registered_envs, *velocity.NAMES, *(f"brax/{name}" for name in brax.NAMES)]
 
 
 def id_of(env: Any) -> str:
@@ -151,6 +152,8 @@ def _by_name(id: str, name: str, options: dict[str, Any]) -> Any:
         raise Refused(f"{name} is known from its data set alone: give that too, --dataset FILE")
     if name.startswith("brax/"):
         return brax.make(name, options)
+    if name.partition(":")[0].endswith(velocity.SUFFIX):
+        return _construct(id, velocity.factory(name), options)
     if prefix in adapters.BY_PREFIX:
         try:
             return _construct(id, adapters.factory(name), options)

@@ -1,4 +1,4 @@
-"""When a step terminates, told from observations alone: what rollouts in a learnt model need."""
+"""When a step terminates, told from observations alone: what rollouts in a learned model need."""
 
 from collections.abc import Callable
 from typing import Any

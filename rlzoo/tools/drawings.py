@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
@@ -25,11 +26,12 @@ from rlzoo.suites.brax import Brax
 from rlzoo.tools import offscreen
 from rlzoo.wrappers import innermost
 
-WIDTH, HEIGHT, TITLE = 480, 400, 24  # the most that a picture has, in pixels, and the line above it
-
-
+WIDTH = 480
+HEIGHT = 400
+"""the most that a picture has, in pixels"""
+TITLE = 24
+"""height of the line above it"""
 BLUE, RED, GREEN, _, ORANGE, _, INK = COLORS
-
 
 P = TypeVar("P", bound=Patch)
 
@@ -66,21 +68,24 @@ class Canvas:
         fixed."""
         if ax.get_aspect() == "auto":
             return WIDTH, HEIGHT
-        (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-        size = abs(right - left), abs(top - bottom)
-        scale = min(WIDTH / size[0], HEIGHT / size[1])
-        scale = int(scale) if ax.images and scale >= 1 else scale  # pixels of one size
-        return max(round(size[0] * scale), WIDTH // 2), round(size[1] * scale)
+        left, right = ax.get_xlim()
+        bottom, top = ax.get_ylim()
+        width = abs(right - left)
+        height = abs(top - bottom)
+        scale = min(WIDTH / width, HEIGHT / height)
+        # All pixels of an image get one size.
+        if ax.images and scale >= 1:
+            scale = int(scale)
+        return max(round(width * scale), WIDTH // 2), round(height * scale)
 
     def __call__(self, frame: Frame) -> np.ndarray:
         self.paint(frame)
         self.canvas.draw()
         picture = np.asarray(self.canvas.buffer_rgba())[..., :3]
         title = Image.new("RGB", (picture.shape[1], TITLE), "white")
+        # PIL writes twice as fast as matplotlib.
         text = f"step {frame.step}    return {frame.episode_return:.2f}"
-        ImageDraw.Draw(title).text(
-            (8, 4), text, INK, self.font
-        )  # twice as fast as matplotlib's text
+        ImageDraw.Draw(title).text((8, 4), text, INK, self.font)
         return np.concatenate([np.asarray(title), picture])
 
     def close(self) -> None:
@@ -90,11 +95,11 @@ class Canvas:
 def _drawing(env: Any) -> Callable[..., Paint]:
     """What draws `env`: the nearest of its classes that is known here, or that says so itself."""
     for kind in type(env).__mro__:
-        if kind.__module__.startswith("gymnax.") and kind.__name__ in DRAWINGS:
+        from_gymnax = kind.__module__.startswith("gymnax.")
+        if from_gymnax and kind.__name__ in DRAWINGS:
             return DRAWINGS[kind.__name__]
-        if "render" in vars(kind) and not kind.__module__.startswith(
-            "gymnax."
-        ):  # gymnax's open windows
+        # gymnax's own `render` opens windows.
+        if "render" in vars(kind) and not from_gymnax:
             return _own
     return _MuJoCo if isinstance(env, Brax) else _observation
 
@@ -104,14 +109,13 @@ def _own(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
     def picture(frame: Frame) -> np.ndarray | Callable:
         given = env.render(frame.state, params)
-        given = given if callable(given) else np.asarray(given)
-        if not callable(given) and (
-            given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8
-        ):
+        if callable(given):
+            return given
+        given = np.asarray(given)
+        if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8:
             raise Refused(
                 f"render of {env.name} gave {given.dtype} {list(given.shape)}; it should give "
-                "uint8 "
-                "[height, width, 3], or a function that draws on a matplotlib axis"
+                "uint8 [height, width, 3], or a function that draws on a matplotlib axis"
             )
         return given
 
@@ -139,55 +143,53 @@ def _observation(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     obs = np.asarray(frames[0].obs)
     if obs.ndim == 3 and obs.shape[2] != 3:
         return _channels(ax, lambda frame: frame.obs, obs)
-    of = lambda frame: np.asarray(frame.obs, np.float32)
-    everything = np.stack([of(frame) for frame in frames])
-    low, high = min(0.0, float(everything.min())), max(float(everything.max()), 1e-6)
+
+    def numbers(frame: Frame) -> np.ndarray:
+        return np.asarray(frame.obs, np.float32)
+
+    everything = np.stack([numbers(frame) for frame in frames])
+    low = min(0.0, float(everything.min()))
+    high = max(float(everything.max()), 1e-6)
+
+    # --- an image ---
     if obs.ndim in (2, 3):
-        return _image(
-            ax,
-            lambda frame: (of(frame) - low) / (high - low),
-            of(frames[0]),
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-        )
-    bars = ax.stairs(
-        np.zeros(obs.size),
-        np.arange(obs.size + 1) - 0.5,
-        baseline=0,
-        fill=True,
-        fc=BLUE,
-        ec="white",
-    )
+
+        def picture(frame: Frame) -> np.ndarray:
+            return (numbers(frame) - low) / (high - low)
+
+        return _image(ax, picture, numbers(frames[0]), cmap="gray", vmin=0, vmax=1)
+
+    # --- a bar for each number ---
+    edges = np.arange(obs.size + 1) - 0.5
+    bars = ax.stairs(np.zeros(obs.size), edges, baseline=0, fill=True, fc=BLUE, ec="white")
+    margin = 0.05 * (high - low)
     ax.set_axis_on()
     ax.set_position((0.1, 0.12, 0.88, 0.86))
     ax.set_xlabel("observation", size=8)
-    ax.set(
-        xlim=(-0.6, obs.size - 0.4), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    )
+    ax.set(xlim=(-0.6, obs.size - 0.4), ylim=(low - margin, high + margin))
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks(range(0, obs.size, -(-obs.size // 20)))
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    return lambda frame: bars.set_data(of(frame).ravel())
+    return lambda frame: bars.set_data(numbers(frame).ravel())
 
 
 def _channels(ax: Axes, of: Callable[[Frame], Any], first: Any) -> Paint:
-    """Each channel of an image [H, W, channels] in a colour of its own, later ones on top, as
+    """Each channel of an image [H, W, channels] in a color of its own, later ones on top, as
     MinAtar shows them."""
-    import matplotlib
-
     count = first.shape[-1]
-    colours = matplotlib.colormaps["cubehelix"](np.linspace(0, 1, count + 2)[1:-1])
-    top = lambda obs: ((np.asarray(obs) > 0) * np.arange(1, count + 1)).max(-1)
-    return _image(
-        ax,
-        lambda frame: top(of(frame)),
-        top(first),
-        vmin=0,
-        vmax=count,
-        cmap=ListedColormap(np.concatenate([[[0, 0, 0, 1]], colours])),
-    )
+    places = np.linspace(0, 1, count + 2)[1:-1]
+    black = [[0, 0, 0, 1]]
+    colors = np.concatenate([black, colormaps["cubehelix"](places)])
+
+    def top(obs: Any) -> np.ndarray:
+        numbered = (np.asarray(obs) > 0) * np.arange(1, count + 1)
+        return numbered.max(-1)
+
+    def picture(frame: Frame) -> np.ndarray:
+        return top(of(frame))
+
+    return _image(ax, picture, top(first), vmin=0, vmax=count, cmap=ListedColormap(colors))
 
 
 # ---- gymnax --------------------------------------------------------------------------------------
@@ -203,7 +205,8 @@ def _add(ax: Axes, patch: P) -> P:
 
 
 def _cart_pole(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    wide, pole = float(params.x_threshold), 2 * float(params.length)
+    wide = float(params.x_threshold)
+    pole = 2 * float(params.length)
     _view(ax, (-wide - 0.5, wide + 0.5), (-0.4, max(pole, 0.5) + 0.4))
     ax.axhline(0, color=INK, lw=1)
     ax.vlines([-wide, wide], -0.1, 0.1, color=RED, lw=2)
@@ -211,22 +214,28 @@ def _cart_pole(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
     (rod,) = ax.plot([], [], color=ORANGE, lw=8, solid_capstyle="round")
 
     def paint(frame: Frame) -> None:
-        x, angle = float(frame.state.x), float(frame.state.theta)
+        x = float(frame.state.x)
+        angle = float(frame.state.theta)
+        right = x + pole * np.sin(angle)
+        up = 0.1 + pole * np.cos(angle)
         cart.set_xy((x - 0.3, -0.15))
-        rod.set_data([x, x + pole * np.sin(angle)], [0.1, 0.1 + pole * np.cos(angle)])
+        rod.set_data([x, right], [0.1, up])
 
     return paint
 
 
 def _pendulum(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    length, strongest = float(params.l), float(params.max_torque)
-    _view(ax, (-1.3 * length, 1.3 * length), (-1.3 * length, 1.3 * length))
+    length = float(params.l)
+    strongest = float(params.max_torque)
+    reach = 1.3 * length
+    _view(ax, (-reach, reach), (-reach, reach))
     torque = _add(ax, Wedge((0, 0), 0.45 * length, 90, 90, width=0.06 * length, color=BLUE))
     (rod,) = ax.plot([], [], color=RED, lw=14, solid_capstyle="round")
     ax.plot([0], [0], "o", color=INK, ms=6)
 
     def paint(frame: Frame) -> None:
-        angle = float(frame.state.theta)  # from upright, anticlockwise, as is the torque
+        # The angle is from upright; it and the torque are counterclockwise.
+        angle = float(frame.state.theta)
         rod.set_data([0, -length * np.sin(angle)], [0, length * np.cos(angle)])
         turn = 90 + 120 * float(np.squeeze(frame.state.last_u)) / strongest
         torque.set_theta1(min(90, turn))
@@ -236,53 +245,45 @@ def _pendulum(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
 
 def _acrobot(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    first, second = float(params.link_length_1), float(params.link_length_2)
-    _view(
-        ax,
-        (-1.1 * (first + second), 1.1 * (first + second)),
-        (-1.1 * (first + second), 1.1 * (first + second)),
-    )
+    first = float(params.link_length_1)
+    second = float(params.link_length_2)
+    reach = 1.1 * (first + second)
+    _view(ax, (-reach, reach), (-reach, reach))
     ax.axhline(1, color=GREEN, lw=1.5, ls="--")
-    (rod,) = ax.plot(
-        [],
-        [],
-        "o-",
-        color=BLUE,
-        lw=8,
-        ms=8,
-        mfc=INK,
-        mec=INK,
-        solid_capstyle="round",
-        markevery=[0, 1],
-    )
+    joints: dict[str, Any] = {"ms": 8, "mfc": INK, "mec": INK, "markevery": [0, 1]}
+    (rod,) = ax.plot([], [], "o-", color=BLUE, lw=8, solid_capstyle="round", **joints)
 
     def paint(frame: Frame) -> None:
-        angles = (
-            float(frame.state.joint_angle1),
-            float(frame.state.joint_angle1 + frame.state.joint_angle2),
-        )
-        x, y = first * np.sin(angles[0]), -first * np.cos(angles[0])
-        rod.set_data([0, x, x + second * np.sin(angles[1])], [0, y, y - second * np.cos(angles[1])])
+        angle1 = float(frame.state.joint_angle1)
+        angle2 = float(frame.state.joint_angle1 + frame.state.joint_angle2)
+        x1 = first * np.sin(angle1)
+        y1 = -first * np.cos(angle1)
+        x2 = x1 + second * np.sin(angle2)
+        y2 = y1 - second * np.cos(angle2)
+        rod.set_data([0, x1, x2], [0, y1, y2])
 
     return paint
 
 
 def _mountain_car(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    left, right, goal = (
-        float(x) for x in (params.min_position, params.max_position, params.goal_position)
-    )
-    height = lambda x: 0.45 * np.sin(3 * x) + 0.55
+    left = float(params.min_position)
+    right = float(params.max_position)
+    goal = float(params.goal_position)
+
+    def height(x: Any) -> Any:
+        return 0.45 * np.sin(3 * x) + 0.55
+
+    # --- the hill and the flag ---
     _view(ax, (left - 0.05, right + 0.05), (-0.02, 1.25))
     x = np.linspace(left, right, 100)
     ax.fill_between(x, height(x), color="#DDDDDD")
     ax.plot(x, height(x), color=INK, lw=1.5)
-    ax.plot([goal, goal], [height(goal), height(goal) + 0.15], color=INK, lw=1.5)
-    ax.add_patch(
-        Polygon(
-            [[goal, height(goal) + y] for y in (0.15, 0.09)] + [[goal + 0.07, height(goal) + 0.12]],
-            color=GREEN,
-        )
-    )
+    foot = height(goal)
+    flag = [[goal, foot + 0.15], [goal, foot + 0.09], [goal + 0.07, foot + 0.12]]
+    ax.plot([goal, goal], [foot, foot + 0.15], color=INK, lw=1.5)
+    ax.add_patch(Polygon(flag, color=GREEN))
+
+    # --- the car ---
     body = _add(ax, Polygon(np.zeros((4, 2)), color=RED))
     wheels = [_add(ax, Circle((0, 0), 0.018, color=INK)) for _ in range(2)]
     corners = np.array([[-0.07, 0.02], [0.07, 0.02], [0.055, 0.07], [-0.055, 0.07]])
@@ -290,36 +291,48 @@ def _mountain_car(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint
     def paint(frame: Frame) -> None:
         at = float(frame.state.position)
         slope = np.arctan(1.35 * np.cos(3 * at))
-        turn = np.array([[np.cos(slope), np.sin(slope)], [-np.sin(slope), np.cos(slope)]])
-        place = lambda points: points @ turn + [at, height(at)]
-        body.set_xy(place(corners))
+        along = [np.cos(slope), np.sin(slope)]
+        across = [-np.sin(slope), np.cos(slope)]
+        turn = np.array([along, across])
+        place = [at, height(at)]
+        body.set_xy(corners @ turn + place)
         for wheel, x in zip(wheels, (-0.045, 0.045), strict=True):
-            wheel.set_center(place(np.array([x, 0.018])))
+            wheel.set_center(np.array([x, 0.018]) @ turn + place)
 
     return paint
 
 
 def _minatar(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    see = jax.jit(env.get_obs)
-    return _channels(ax, lambda frame: see(frame.state), see(frames[0].state))
+    observe = jax.jit(env.get_obs)
+    return _channels(ax, lambda frame: observe(frame.state), observe(frames[0].state))
 
 
 def _maze(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
-    """Walls (of FrozenLake: holes) dark, the goal green, the agent a disc."""
-    lake = hasattr(env, "desc")
-    floor = np.isin(np.asarray(env.desc), (0, 1, 3)) if lake else np.asarray(env.env_map)
-    goal = np.argwhere(np.asarray(env.desc) == 3)[0] if lake else np.zeros(2)
-    ax.imshow(floor, cmap="gray", vmin=-0.3, vmax=1)
+    """Walls dark, the goal green, the agent a disc."""
+    ax.imshow(np.asarray(env.env_map), cmap="gray", vmin=-0.3, vmax=1)
     target = _add(ax, Rectangle((0, 0), 1, 1, color=GREEN))
     agent = _add(ax, Circle((0, 0), 0.35, color=BLUE))
 
     def paint(frame: Frame) -> None:
-        where = (
-            np.divmod(int(frame.state.position), env.ncol) if lake else np.asarray(frame.state.pos)
-        )
-        row, column = goal if lake else np.asarray(frame.state.goal)
+        row, column = np.asarray(frame.state.goal)
         target.set_xy((column - 0.5, row - 0.5))
-        agent.set_center((where[1], where[0]))
+        row, column = np.asarray(frame.state.pos)
+        agent.set_center((column, row))
+
+    return paint
+
+
+def _frozen_lake(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
+    """Holes dark, the goal green, the agent a disc."""
+    cells = np.asarray(env.desc)
+    ax.imshow(np.isin(cells, (0, 1, 3)), cmap="gray", vmin=-0.3, vmax=1)
+    row, column = np.argwhere(cells == 3)[0]
+    _add(ax, Rectangle((column - 0.5, row - 0.5), 1, 1, color=GREEN))
+    agent = _add(ax, Circle((0, 0), 0.35, color=BLUE))
+
+    def paint(frame: Frame) -> None:
+        row, column = np.divmod(int(frame.state.position), env.ncol)
+        agent.set_center((column, row))
 
     return paint
 
@@ -332,14 +345,17 @@ def _plane(ax: Axes, env: Any, params: Any, frames: list[Frame]) -> Paint:
 
     def points(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         state = frame.state
+        nothing = np.zeros((0, 2))
         if hasattr(state, "angles"):
             links = np.stack([np.cos(state.angles), np.sin(state.angles)], -1)
-            return np.cumsum([np.zeros(2), *links], 0), state.goal_xy[None], np.zeros((0, 2))
+            joints = np.cumsum([np.zeros(2), *links], 0)
+            return joints, state.goal_xy[None], nothing
         if hasattr(state, "urchin_xys"):
             return state.xy[None], state.goal_xy[None], state.urchin_xys
-        return state.pos[None], state.goal[None], np.zeros((0, 2))
+        return state.pos[None], state.goal[None], nothing
 
-    reach = 1.1 * max(float(np.abs(np.concatenate(points(frame))).max()) for frame in frames)
+    every = np.concatenate([place for frame in frames for place in points(frame)])
+    reach = 1.1 * float(np.abs(every).max())
     _view(ax, (-reach, reach), (-reach, reach))
 
     def paint(frame: Frame) -> None:
@@ -355,11 +371,17 @@ DRAWINGS: dict[str, Callable[..., Paint]] = {
     "Acrobot": _acrobot,
     "MountainCar": _mountain_car,
     "ContinuousMountainCar": _mountain_car,
-    **dict.fromkeys(
-        ("MinAsterix", "MinBreakout", "MinFreeway", "MinSeaquest", "MinSpaceInvaders"), _minatar
-    ),
-    **dict.fromkeys(("FourRooms", "MetaMaze", "FrozenLake"), _maze),
-    **dict.fromkeys(("PointRobot", "Reacher", "Swimmer"), _plane),
+    "MinAsterix": _minatar,
+    "MinBreakout": _minatar,
+    "MinFreeway": _minatar,
+    "MinSeaquest": _minatar,
+    "MinSpaceInvaders": _minatar,
+    "FourRooms": _maze,
+    "MetaMaze": _maze,
+    "FrozenLake": _frozen_lake,
+    "PointRobot": _plane,
+    "Reacher": _plane,
+    "Swimmer": _plane,
 }
 """Classes of gymnax -> what draws them: `(ax, env, params, frames) -> Paint`."""
 
@@ -386,7 +408,7 @@ def brax_player(env: Brax, frames: Iterable[Frame]) -> str:
     """brax's own player, a page that loads its viewer from the network."""
     from brax.io import html
 
-    system = env.env.sys.tree_replace(
-        {"opt.timestep": env.env.dt}
-    )  # the player's time between states
-    return html.render(system, [frame.state.physics.pipeline_state for frame in frames])
+    # The player takes the system's time step for the time between states.
+    system = env.env.sys.tree_replace({"opt.timestep": env.env.dt})
+    states = [frame.state.physics.pipeline_state for frame in frames]
+    return html.render(system, states)

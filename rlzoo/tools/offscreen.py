@@ -33,9 +33,11 @@ class Renderer:
         self.folder = tempfile.TemporaryDirectory()
         self.errors = Path(self.folder.name, "errors")
         mujoco.mj_saveModel(model, f"{self.folder.name}/model.mjb", None)
+        # -P: the other files here are not top-level modules.
+        command = [sys.executable, "-P", __file__, "model.mjb", str(width), str(height)]
         with self.errors.open("w") as errors:
-            self.worker = subprocess.Popen(  # -P: the other files here are not top-level modules
-                [sys.executable, "-P", __file__, "model.mjb", str(width), str(height)],
+            self.worker = subprocess.Popen(
+                command,
                 cwd=self.folder.name,
                 env=os.environ | {"MUJOCO_GL": backend},
                 stdin=subprocess.PIPE,

@@ -69,8 +69,8 @@ def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm
         )
 
     def step(state: Any, t: jax.Array) -> tuple:
-        learnt, metrics = probe.step(state, t)
-        return learnt.replace(params=with_head(state.params, learnt.params)), metrics
+        learned, metrics = probe.step(state, t)
+        return learned.replace(params=with_head(state.params, learned.params)), metrics
 
     def stay(state: Any, t: jax.Array) -> tuple:
         return state, {}

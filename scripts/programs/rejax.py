@@ -36,7 +36,7 @@ BOTH = [
     "bootstrapping at both",
     "environment: gymnax 0.0.9 draws a fresh reset state at every step and selects it "
     "where an episode ended",
-    "initialisation: flax's default (lecun_normal, zero bias); rejax has no knob for it",
+    "initialization: flax's default (lecun_normal, zero bias); rejax has no knob for it",
     "adam_eps: optax's default, 1e-8; rejax has no knob for it",
 ]
 
@@ -74,7 +74,7 @@ def make_ppo(steps):
         "other, not one loss",
         "value_loss: always clipped (by clip_eps around the old value); vf_coef "
         "multiplies half its square",
-        "advantages: always normalised per minibatch; rejax has no knob for it",
+        "advantages: always normalized per minibatch; rejax has no knob for it",
         "annealing: linear by iteration, a schedule given as learning_rate, which rejax "
         "declares a scalar",
         *BOTH,

@@ -55,14 +55,15 @@ class SoftMoE(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # --- route tokens to slots ---
-        slots = -(-x.shape[-2] // self.experts)
+        tokens = x.shape[-2]
+        slots = -(-tokens // self.experts)
         routes = nn.Dense(self.experts * slots, use_bias=False, dtype=self.dtype)(x)
         dispatch = jax.nn.softmax(routes, -2)
         combine = jax.nn.softmax(routes, -1)
         mixed = jnp.einsum("...td,...ts->...sd", x, dispatch)
 
         # --- experts ---
-        each = nn.vmap(
+        experts = nn.vmap(
             Expert,
             in_axes=-3,
             out_axes=-3,
@@ -70,7 +71,10 @@ class SoftMoE(nn.Module):
             split_rngs={"params": True},
         )
         by_expert = mixed.reshape(*mixed.shape[:-2], self.experts, slots, -1)
-        out = each(self.hidden, self.dtype)(by_expert).reshape(mixed.shape)
+        out = experts(self.hidden, self.dtype)(by_expert)
+        out = out.reshape(mixed.shape)
+
+        # --- back to tokens ---
         return jnp.einsum("...sd,...ts->...td", out, combine)
 
 
@@ -81,17 +85,19 @@ class SoftMoENetwork(hl_gauss.CategoricalQNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(*x.shape[:-1], *self.image_shape)
+        lead = x.shape[:-1]
+        x = x.reshape(*lead, *self.image_shape)
         x = nn.relu(Conv3x3(self.channels, self.dtype)(x))
-        x = x.reshape(*x.shape[:-3], -1, self.channels)
-        x = SoftMoE(self.experts, self.hidden[0], self.dtype)(x)
-        x = x.reshape(*x.shape[:-2], -1).astype(jnp.float32)
+        tokens = x.reshape(*lead, -1, self.channels)
+        x = SoftMoE(self.experts, self.hidden[0], self.dtype)(tokens)
+        x = x.reshape(*lead, -1).astype(jnp.float32)
         x = nn.Dense(math.prod(self.out_shape), bias_init=self.bias_init)(x)
         return x.reshape(*x.shape[:-1], *self.out_shape)
 
 
 def make(config: Config, env: rlzoo.Env, dataset: Any = None) -> rlzoo.Algorithm:
-    is_image = config.channels and len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    has_size = len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3
+    is_image = config.channels and has_size
     if not is_image or len(config.hidden) != 1:
         raise rlzoo.Refused(
             f"experts={config.experts} stand in place of one hidden layer after a convolution, but "
