@@ -125,7 +125,7 @@ TASKS = {
         algorithm="td3",
         episodes=100,
         noise=0.1,
-        takes="two minutes",
+        takes="half a minute",
         fields={
             "total_steps": 80_000,
             "num_envs": 8,
@@ -140,7 +140,7 @@ TASKS = {
         algorithm="dqn",
         episodes=250,
         noise=0.05,
-        takes="a minute",
+        takes="half a minute",
         fields={
             "total_steps": 300_000,
             "learning_starts": 1_000,
@@ -153,7 +153,7 @@ TASKS = {
         algorithm="dqn",
         episodes=250,
         noise=0.05,
-        takes="a minute",
+        takes="half a minute",
         fields={
             "total_steps": 150_000,
             "learning_starts": 1_000,
