@@ -14,7 +14,7 @@ Metrics:
     loss/critic        the critics' loss, summed over both
     loss/actor         weighted negative log-likelihood of the actions
     train/q_expert, train/q_mixed   mean values of both data's actions; the first should be higher
-    train/v_max        largest |V|; with `released` below expert_reward / (1 - gamma)
+    train/v_max        largest |V|; with `released` about expert_reward / (1 - gamma) at most
     train/clipped      share with (Q - V) / temperature at max_clip: these have no gradient
     train/saturated    share of the actor's weights at their cap
 Deviations:

@@ -91,7 +91,8 @@ def last(run: report.Run, metric: str = "eval/score", **swept: float) -> np.ndar
 def scores(run: report.Run, **swept: float) -> np.ndarray:
     """Normalized scores of every seed of a setting; that of a diverged one is 0, as of a random
     policy."""
-    return np.nan_to_num(last(run, **swept))
+    found = np.nan_to_num(last(run, **swept))
+    return np.where(diverged(run, **swept) > 0, 0.0, found)
 
 
 def diverged(run: report.Run, **swept: float) -> np.ndarray:
@@ -200,6 +201,12 @@ STABILITY = {
 SHOWN = ("train/v_max", "train/far_below", "train/saturated")
 
 
+def values_of(run: report.Run, setting: dict[str, float]) -> np.ndarray:
+    """Largest abs(V) of every seed of a setting, 1e30 where it diverged."""
+    found = np.minimum(last(run, "train/v_max", **setting), 1e30)
+    return np.where(diverged(run, **setting) > 0, 1e30, found)
+
+
 def stability(lab: Lab) -> Parts:
     runs, body, lowest, largest = {}, [], {}, {}
     for name, method in STABILITY.items():
@@ -213,8 +220,8 @@ def stability(lab: Lab) -> Parts:
             share = f"{diverged(run, **setting).mean():.0%}"
             body.append([name, value, score(scores(run, **setting)), share, *shown])
         lowest[name] = np.min([scores(run, **setting) for setting in settings], axis=0)
-        sizes = [last(run, "train/v_max", **setting) for setting in settings]
-        largest[name] = np.log10(np.nan_to_num(np.max(sizes, axis=0), nan=1e30))
+        sizes = [values_of(run, setting) for setting in settings]
+        largest[name] = np.log10(np.max(sizes, axis=0))
     ours = "f_dvl, total variation"
     claims = []
     for other in ("xql", "xql, hardly clipped"):
