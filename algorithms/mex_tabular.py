@@ -19,7 +19,7 @@ Deviations:
     Rewards are unknown. A pair of state and action that was never met is worth what the environment
     says can be earned at most from there on (cap).
     Where data are stochastic the objective is not concave: `mex` and `mex_mb` ascend from two
-    starts, so that they may find a local maximum.
+    starts, so that they may find a local maximum. `mex_linear` has one pass: an upper bound.
 """
 
 from typing import Literal, NamedTuple
@@ -44,19 +44,23 @@ class Config:
     """an environment with finitely many states"""
     total_steps: int = rlzoo.static(4_000, least=1)
     """episodes of each member"""
-    method: Literal["mex", "mex_mb", "epsilon_greedy", "estimation", "ucb", "psrl", "rlsvi"] = (
-        rlzoo.static("mex")
-    )
-    """mex is model-free, mex_mb model-based; the others are controls"""
+    method: Literal[
+        "mex", "mex_mb", "mex_linear", "epsilon_greedy", "estimation", "ucb", "psrl", "rlsvi"
+    ] = rlzoo.static("mex")
+    """mex is model-free, mex_mb model-based, mex_linear has values linear in features; the others
+    are controls"""
     eta: float = rlzoo.traced(1.0, above=0)
-    """weight of the loss in mex and mex_mb; in theory some constant / sqrt(episodes)"""
+    """weight of the loss in mex, mex_mb and mex_linear; in theory some constant / sqrt(episodes)"""
     num_sweeps: int = rlzoo.static(2, least=0)
     """sweeps of the ascent in mex and mex_mb; 0 takes every state for certain to be reached, which
     is exact where the world is deterministic"""
+    num_features: int = rlzoo.static(0, least=0)
+    """mex_linear: random features of a pair of state and action; 0: one for each pair"""
     bonus: float = rlzoo.traced(1.0, least=0)
     """ucb: bonus after one visit, as a share of the cap"""
     prior_count: float = rlzoo.traced(1.0, above=0)
-    """psrl: of each successor in the Dirichlet prior; rlsvi: visits that the prior is worth"""
+    """psrl: of each successor in the Dirichlet prior; rlsvi: visits that the prior is worth;
+    mex_linear: the ridge"""
     noise_scale: float = rlzoo.traced(1.0, least=0)
     """psrl: standard deviation of rewards; rlsvi: of targets"""
     epsilon: float = rlzoo.traced(0.1, least=0, most=1)
@@ -265,6 +269,31 @@ def maximize(est, start, order, config):
     return Policy(jnp.where(expected, q, optimist.q), order), objective
 
 
+def pair_features(num_states, num_actions, count):
+    """Features of pairs of state and action, [S, A, count]: normal, or one-hot for a count of 0."""
+    shape = (num_states, num_actions)
+    if count == 0:
+        return np.eye(num_states * num_actions, dtype=np.float32).reshape(*shape, -1)
+    drawn = np.random.default_rng(0).normal(size=(*shape, count))
+    return (drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def ridge_fit(features, visits, target, ridge):
+    """Regression of `target` [S, A], weighted by `visits` [S, A], on `features` [S, A, d].
+
+    Returns the fit [S, A] and phi' inverse(covariance) phi [S, A], which is 1 / (n + ridge) for a
+    one-hot feature that was met n times: a hypothesis that deviates by delta from the fitted
+    parameters has the loss delta' covariance delta.
+    """
+    flat = features.reshape(-1, features.shape[-1])
+    weighted = flat * visits.reshape(-1, 1)
+    covariance = weighted.T @ flat + ridge * jnp.eye(flat.shape[-1])
+    solved = jnp.linalg.solve(covariance, flat.T)
+    fit = (target.reshape(-1) @ weighted) @ solved
+    spread = (flat.T * solved).sum(0)
+    return fit.reshape(visits.shape), spread.reshape(visits.shape)
+
+
 def policy_value(choice, model):
     """Expected return of the policy that takes actions with probabilities `choice` [H, S, A]."""
 
@@ -318,6 +347,16 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         if config.method in ("mex", "mex_mb"):
             return maximize(est, model.start, policy.order, config)[0]
+
+        if config.method == "mex_linear":
+            features = pair_features(num_states, env.num_actions, config.num_features)
+
+            def linear(est, value):
+                target = est.reward + est.transition @ value
+                fit, spread = ridge_fit(features, est.visits, target, config.prior_count)
+                return jnp.minimum(fit + spread / (4 * config.eta), est.cap)
+
+            return policy._replace(q=backward(linear, est))
 
         if config.method == "estimation":
 

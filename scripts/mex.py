@@ -5,6 +5,7 @@
     python scripts/mex.py --only stochastic   # 5 minutes
     python scripts/mex.py --only slope        # 4 minutes, with arms of stochastic
     python scripts/mex.py --only games        # 4 minutes
+    python scripts/mex.py --only linear       # 2 minutes, with arms of stochastic
 
 Each study tests a claim of Liu et al. 2023 (arXiv 2305.18258) at a size that fits a CPU. Its README
 holds the claim, the commands, a table, and a verdict for every part of the claim.
@@ -296,6 +297,40 @@ def games(lab: Lab) -> Parts:
     return parts_of(heads, rows, claims, run)
 
 
+# ---- linear values -------------------------------------------------------------------------------
+
+FEATURES = (0, 10, 8, 6)
+RIDGE = 0.01
+
+
+def linear(lab: Lab) -> Parts:
+    """River-swim has 12 pairs of state and action."""
+    world = "river-swim"
+    field, grid = ARMS["mex"]
+    shown, flag = tuned_flags(lab, world, "mex")
+    flags = f"{world_flags(world, 'mex')} {flag} --num-sweeps 0 --seeds {SEEDS}"
+    run = lab.arm("linear/tables", TABULAR, flags)
+    exact = regrets(run)
+    rows = [["tables, without sweeps", shown, score(exact), f"`{run.config['command']}`"]]
+    claims = []
+    for count in FEATURES:
+        name = f"linear/{count}"
+        flags = f"{world_flags(world, 'mex_linear')} --num-features {count} --prior-count {RIDGE}"
+        eta = lab.tuned(name, TABULAR, flags, field, grid)
+        run = lab.arm(name, TABULAR, f"{flags} --eta {eta} --seeds {SEEDS}")
+        found = regrets(run)
+        about = f"{count} random features" if count else "12 one-hot features"
+        rows.append([about, f"eta {eta}", score(found), f"`{run.config['command']}`"])
+        if count == 0:
+            text = f"{about}: as good as tables, share"
+            claims.append(claim(text, less, found, exact, margin=0.2))
+        else:
+            text = f"{about}: more regret than with tables, share of theirs"
+            claims.append(claim(text, less, exact, found))
+    heads = ["values", "tuned", "regret", "command"]
+    return parts_of(heads, rows, claims, run)
+
+
 # ---- all of them ---------------------------------------------------------------------------------
 
 STUDIES: dict[str, Callable[[Lab], Parts]] = {
@@ -303,6 +338,7 @@ STUDIES: dict[str, Callable[[Lab], Parts]] = {
     "stochastic": stochastic,
     "slope": slope,
     "games": games,
+    "linear": linear,
 }
 
 
