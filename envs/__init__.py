@@ -12,6 +12,7 @@ import gymnax
 HOMES = {
     "Cube2": "cube",
     "Cube3": "cube",
+    "Gripper": "gripper",
     "LightsOut": "lights_out",
     "LinearQ": "linear_q",
     "Pancake": "pancake",
@@ -60,3 +61,5 @@ for size in (4, *range(16, 161, 16)):
     gymnax.register(f"linear-q{size}", Factory("LinearQ", size))
 gymnax.register("point-maze", Factory("PointMaze"))
 gymnax.register("stitching", Factory("Stitching"))
+for task in ("pick-place", "closed-drawer", "blocked-drawer"):
+    gymnax.register(f"gripper-{task}", Factory("Gripper", task))
