@@ -15,6 +15,7 @@ HOMES = {
     "Cube3": "cube",
     "DeepSea": "deep_sea",
     "Finite": "finite",
+    "Gripper": "gripper",
     "LightsOut": "lights_out",
     "LinearQ": "linear_q",
     "MarkovGame": "markov_game",
@@ -72,3 +73,5 @@ for size in (4, *range(16, 161, 16)):
     gymnax.register(f"linear-q{size}", Factory("LinearQ", size))
 gymnax.register("point-maze", Factory("PointMaze"))
 gymnax.register("stitching", Factory("Stitching"))
+for task in ("pick-place", "closed-drawer", "blocked-drawer"):
+    gymnax.register(f"gripper-{task}", Factory("Gripper", task))

@@ -544,7 +544,8 @@ def recorded(env: Env, key: jax.Array) -> Dataset:
     """The data set that an environment makes of itself, by its own scripts; in compiled code too.
 
     Such an environment has `record(key, params)`, which gives arrays [episodes, length, ...] by the
-    names of a transition's fields, and others, which become `extra`.
+    names of a transition's fields, and others, which become `extra`; or a tuple of such, where
+    lengths differ.
 
     Raises `Refused` where the environment has none.
     """
@@ -553,13 +554,18 @@ def recorded(env: Env, key: jax.Array) -> Dataset:
             f"{env.id} makes no data set of its own, so give one: --dataset FILE "
             "(rlzoo data collect RUN --out FILE records one)"
         )
-    arrays = env.inner.record(key, env.one_params())
-    episodes, length = arrays["reward"].shape
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items()}
+    parts = env.inner.record(key, env.one_params())
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    shapes = [part["reward"].shape for part in parts]
+    lengths = np.concatenate([np.full(episodes, length) for episodes, length in shapes])
+    flat = {
+        name: jnp.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])
+        for name in parts[0]
+    }
     known = {name: flat.pop(name) for name in Transition._fields}
     return Dataset(
         **known,
-        starts=length * jnp.arange(episodes + 1),
+        starts=jnp.asarray(np.append(0, np.cumsum(lengths)), jnp.int32),
         extra=flat,
         obs_mean=known["obs"].mean(0),
         obs_std=known["obs"].std(0),
