@@ -33,6 +33,7 @@ from flax import struct
 
 import rlzoo
 from rlzoo import search
+from rlzoo.worlds import puzzle_of
 
 MAX_CHILDREN = 16_384
 """the most children made at a time"""
@@ -166,7 +167,7 @@ def value_loss(params, variables, states, targets, network):
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- checks ---
-    puzzle = search.puzzle_of(env)
+    puzzle = puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
         raise rlzoo.Refused(
             f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; "

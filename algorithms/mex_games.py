@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from rlzoo.envs.markov_game import MarkovGame
 
 import rlzoo
+from rlzoo.worlds import game_of
 
 ZOOMS = 3
 """finer grids around the best point so far"""
@@ -234,12 +234,7 @@ def exploiter(est, eta, first):
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- the world ---
-    world = env.inner
-    if not isinstance(world, MarkovGame):
-        raise rlzoo.Refused(
-            f"{env.id} is no game of two players, or has a wrapper around it; mex_games needs one, "
-            "for example matrix-game3 or markov-game"
-        )
+    world = game_of(env)
     points = (config.grid + 1) ** world.choices
     if points > 1_000_000:
         raise rlzoo.Refused(

@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from rlzoo.envs.finite import Finite
 
 import rlzoo
 from rlzoo import machine
+from rlzoo.worlds import finite_of
 
 NEWTON_STEPS = 8
 NEGLIGIBLE = 1e-6
@@ -311,12 +311,7 @@ def policy_value(choice, model):
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- the world ---
-    world = env.inner
-    if not isinstance(world, Finite):
-        raise rlzoo.Refused(
-            f"{env.id} has no table of its states, or a wrapper around it; mex_tabular needs an "
-            "environment with finitely many states, for example deep-sea8 or river-swim"
-        )
+    world = finite_of(env)
     horizon, num_states = world.horizon(env.params), world.num_states
     shape = (horizon, num_states, env.num_actions)
     needed = 4 * int(np.prod(shape)) * num_states

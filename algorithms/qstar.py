@@ -34,6 +34,7 @@ from flax import struct
 
 import rlzoo
 from rlzoo import search
+from rlzoo.worlds import puzzle_of
 
 WALK_MOVES = 10
 """moves that a walk without an end tries in each call"""
@@ -211,7 +212,7 @@ def q_loss(params, variables, states, targets, network):
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- checks ---
-    puzzle = search.puzzle_of(env)
+    puzzle = puzzle_of(env)
     if config.warmup_steps and puzzle.inverse is None:
         raise rlzoo.Refused(
             f"warmup_steps is {config.warmup_steps}, but moves of {config.env} cannot be undone; "

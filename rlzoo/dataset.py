@@ -569,7 +569,7 @@ def recorded(env: Env, key: jax.Array) -> Dataset:
         extra=flat,
         obs_mean=known["obs"].mean(0),
         obs_std=known["obs"].std(0),
-        returns=arrays["reward"].sum(1),
+        returns=jnp.concatenate([part["reward"].sum(1) for part in parts]),
         env=env.id,
         source="its own script",
     )

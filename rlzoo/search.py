@@ -743,19 +743,6 @@ def replay(puzzle: Any, state: Any, actions: list[int]) -> list[jax.Array]:
     return positions
 
 
-def puzzle_of(env: Any) -> Any:
-    """The puzzle inside an `rlzoo.make` environment. Raises `Refused` where it is something
-    else."""
-    from rlzoo.envs.puzzle import Puzzle
-
-    if not isinstance(env.inner, Puzzle):
-        raise Refused(
-            f"{env.id} is not a puzzle; this algorithm takes one, for example tile8, lights-out5 "
-            "or cube3"
-        )
-    return env.inner
-
-
 def _chain(parts: Any, *args: Any) -> Any:
     return functools.reduce(lambda args, part: part[1](*args), parts, args)
 

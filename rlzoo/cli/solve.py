@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from rlzoo import machine
-from rlzoo import search as searches
 from rlzoo.algorithm import Refused
 from rlzoo.cli.parsing import Field, arguments, fields_of, parse
 from rlzoo.run.options import run_folder
 from rlzoo.suites import registry
 from rlzoo.tools import solve
 from rlzoo.tools.solve import Options
+from rlzoo.worlds import puzzle_of
 
 MOST = 1_000_000  # states to solve by one command
 
@@ -43,7 +43,7 @@ def main(make: Callable, Config: type, solver: Callable, argv: list[str], prog: 
     if not 0 <= options.seed < 2**32:
         raise Refused(f"--seed is {options.seed}; seeds are 32-bit numbers")
     env = registry.make(options.env)
-    puzzle = searches.puzzle_of(env)
+    puzzle = puzzle_of(env)
     states, known = solve.states(options, puzzle)
     if options.out and (options.out / "solutions.csv").exists():
         raise Refused(f"{options.out} holds solutions.csv already; choose another --out")

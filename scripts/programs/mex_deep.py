@@ -1,8 +1,8 @@
 """The deep studies in results/mex, called by scripts/mex.py: MEX-MF beside TD3, MEX-MB beside MBPO,
 and what the term costs.
 
-Returns are of the last iterate. Nothing is tuned: eta is that of the authors' released code, and the
-other arms share every setting with it.
+Returns are of the last iterate. Nothing is tuned: eta is that of the authors' released code, and
+the other arms share every setting with it.
 """
 
 import csv
@@ -45,7 +45,7 @@ HEADS = ["task", "arm", "IQM (95% interval)", "solved", "return of each seed", "
 # ---- MEX-MF against TD3 --------------------------------------------------------------------------
 
 TASKS = {"band-mass": 100.0, "MountainCarContinuous-v0": 25.0}
-"""environment -> the return from which a seed counts as one that solves it: a quarter of the best"""
+"""environment -> the return from which a seed has solved it: a quarter of the best"""
 ETAS = (-5e-3, 5e-4, 1e-3, 5e-3)
 ETA = 5e-3
 """of the released code's sparse tasks"""
