@@ -5,7 +5,7 @@ Paper: Pomerleau 1989 (NeurIPS 1); of the best tenth (10% BC) as in Chen et al. 
 Kind: offline, policy, discrete and continuous
 Run: python algorithms/bc.py --dataset FILE --seeds 5
     python algorithms/bc.py --dataset FILE --sweep top_fraction=0.1,0.25,1
-Result: the score of the policy that the data hold; what every other offline method must beat
+Result: about the score of the policy that the data hold (results/dual_rl)
 Metrics:
     loss/actor         mean negative log-likelihood of the data's actions
     train/action_mse   continuous: mean squared error of the policy's mean

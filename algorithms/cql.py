@@ -6,7 +6,7 @@ Kind: offline, actor-critic, continuous
 Run: python algorithms/cql.py --dataset FILE --seeds 5
     The authors' sizes: python algorithms/cql.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 256 --num-actions 10
-Result: the score of the policy that the data hold, or better (results/dual_rl)
+Result: beside iql.py, f_dvl.py and others in results/dual_rl
 Metrics:
     loss/critic     half the squared error of the critics, summed over both
     loss/cql        how far values of sampled actions are above the data's, before its factor

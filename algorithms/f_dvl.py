@@ -6,7 +6,7 @@ Kind: offline, actor-critic, continuous
 Run: python algorithms/f_dvl.py --seeds 5
     The paper's sizes: python algorithms/f_dvl.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 --batch-size 1024 (AntMaze: --inverse-temperature 10 --no-anneal-actor)
-Result: about that of iql.py, and steadier than xql.py (results/dual_rl)
+Result: beside iql.py, xql.py and others in results/dual_rl
 Metrics:
     loss/value         of V: (1 - lambda) V + lambda f*(Q - V), but for a constant
     loss/critic        Huber loss of the critics, summed over both

@@ -6,7 +6,7 @@ Kind: offline, actor-critic, continuous
 Run: python algorithms/iql.py --seeds 5
     The paper's sizes: python algorithms/iql.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 --batch-size 256 (AntMaze: --expectile 0.9 --inverse-temperature 10)
-Result: the score of the policy that the data hold, or better (results/dual_rl)
+Result: beside f_dvl.py, xql.py and others in results/dual_rl
 Metrics:
     loss/value         expectile loss of the values
     loss/critic        mean squared error of the critics, summed over both

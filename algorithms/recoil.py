@@ -7,8 +7,8 @@ Kind: imitation, actor-critic, continuous
 Run: python algorithms/recoil.py --dataset expert=FILE mixed=FILE --seeds 5
     The authors' sizes: python algorithms/recoil.py --dataset expert=FILE mixed=FILE
     --total-steps 1_000_000 --hidden 256 256 --batch-size 1024
-Result: nearer to the expert than cloning where the mixed data hide some of its episodes
-    (results/dual_rl). Where the values diverge, raise --temperature: 2.5, 5, 10, 20.
+Result: beside cloning, iq_learn.py and smodice.py in results/dual_rl. Where the values diverge,
+    raise --temperature: 2.5, 5, 10, 20.
 Metrics:
     loss/value         Gumbel loss of the values, rescaled by its largest exponential
     loss/critic        the critics' loss, summed over both

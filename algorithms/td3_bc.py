@@ -6,7 +6,7 @@ Kind: offline, actor-critic, continuous
 Run: python algorithms/td3_bc.py --dataset FILE --seeds 5
     The paper's sizes: python algorithms/td3_bc.py --dataset FILE --total-steps 1_000_000
     --hidden 256 256 --learning-rate 3e-4
-Result: the score of the policy that the data hold, or better (results/dual_rl)
+Result: beside iql.py, f_dvl.py and others in results/dual_rl
 Metrics:
     loss/critic        mean squared error of the critics, summed over both
     loss/actor         the actor's loss, in the updates that moved it

@@ -6,7 +6,7 @@ Kind: offline, actor-critic, continuous
 Run: python algorithms/xql.py --dataset FILE --seeds 5
     The authors' sizes: python algorithms/xql.py --dataset FILE --total-steps 1_000_000 --beta 2
     --hidden 256 256 --batch-size 1024 (AntMaze: --beta 0.6 --inverse-temperature 10)
-Result: about that of iql.py with the right beta; a small one is unstable (results/dual_rl)
+Result: beside iql.py, f_dvl.py and others in results/dual_rl, over beta too
 Metrics:
     loss/value         Gumbel loss of the values, rescaled by its largest exponential
     loss/critic        Huber loss of the critics, summed over both

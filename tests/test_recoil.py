@@ -228,14 +228,15 @@ def test_which_data_move_values_and_actor():
     env, given = rlzoo.make(ENV), sets()
     other = given | {"expert": given["expert"].replace(obs=given["expert"].obs + 1.0)}
 
-    def after(data, loss):
-        config = dataclasses.replace(SMALL, loss=loss, batch_size=8)
-        alg = recoil.make(config, env, data)
-        return quick_jit(alg.step)(quick_jit(alg.init)(jax.random.key(0)), 0)[0].opt_states
-
     for loss in ("released", "mixture"):
-        one, two = after(given, loss), after(other, loss)
-        # The largest of the batch rescales the values' gradient, so its direction is compared.
+        config = dataclasses.replace(SMALL, loss=loss, batch_size=8)
+
+        @quick_jit
+        def run(data, config=config):
+            alg = recoil.make(config, env, data)
+            return alg.step(alg.init(jax.random.key(0)), 0)[0].opt_states
+
+        one, two = run(given), run(other)
         assert close(one.actor, two.actor) == (loss == "released")
         assert not equal(one.critics, two.critics)
 
