@@ -5,7 +5,8 @@ Paper: Liu et al. 2023 (arXiv 2305.18258): the max player acts for the hypothesi
     to that strategy earns the most, less eta times its loss.
 Kind: games, value-based, discrete
 Run: python algorithms/mex_games.py --env matrix-game3 --seeds 20
-Result: RESULT (results/mex)
+Result: a mean regret of 39 in 1,000 episodes of 20 random 3 x 3 games, where Nash of the means has
+    94; of 71 in Markov games with --eta 0.1, where it has 186 (results/mex)
 Metrics:
     eval/regret           the score: Nash value less the value of the max player's strategy against
                           the best answer, summed over the episodes so far
@@ -45,7 +46,7 @@ class Config:
     """episodes of each member"""
     method: Literal["mex", "no_exploiter", "nash"] = rlzoo.static("mex")
     """no_exploiter: both players act for the max player's hypothesis; nash: for the mean game"""
-    eta: float = rlzoo.traced(0.1, above=0)
+    eta: float = rlzoo.traced(0.3, above=0)
     """weight of the loss; in theory some constant / sqrt(episodes)"""
     grid: int = rlzoo.static(20, least=4)
     """parts into which probabilities are divided in the search for a strategy"""

@@ -65,8 +65,8 @@ class Lab:
             grid = [value * shift for value in grid]
         return f"{best:.6g}"
 
-    def draw(self, name: str, runs: Sequence[report.Run], title: str) -> None:
-        report.plot_curves(runs, self.study.folder / name / "curves.png", title=title)
+    def draw(self, picture: str, runs: Sequence[report.Run], title: str) -> None:
+        report.plot_curves(runs, self.study.folder / picture, title=title)
 
 
 def regrets(run: report.Run, **swept: float) -> np.ndarray:
@@ -140,7 +140,7 @@ def deep_sea(lab: Lab) -> Parts:
             mex[30],
         )
     )
-    lab.draw("deep_sea", runs[:3], "deep-sea8")
+    lab.draw("deep_sea/curves.png", runs[:3], "deep-sea8")
     heads = ["size", "method", "regret", "goal first reached in episode (seeds)", "command"]
     return parts_of(heads, rows, claims, runs[-1])
 
@@ -195,7 +195,7 @@ def stochastic(lab: Lab) -> Parts:
             for other in ("epsilon_greedy", "estimation", "ucb", "psrl", "rlsvi"):
                 text = f"{world}: {ours} regrets less than {other}, share"
                 claims.append(claim(text, less, found[ours], found[other]))
-        lab.draw("stochastic", drawn, f"{world}, stochastic")
+        lab.draw(f"stochastic/{world}.png", drawn, f"{world}, stochastic")
         runs += drawn
     heads = ["world", "method", "tuned", "regret", "seconds", "command"]
     return parts_of(heads, rows, claims, runs[-1])
@@ -299,7 +299,7 @@ def games(lab: Lab) -> Parts:
 
 # ---- linear values -------------------------------------------------------------------------------
 
-FEATURES = (0, 10, 8, 6)
+FEATURES = (0, 8)
 RIDGE = 0.01
 
 
