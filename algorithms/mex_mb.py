@@ -39,7 +39,7 @@ class Config:
     """environment steps of each member"""
     num_envs: int = rlzoo.static(1, least=1)
     """environments stepped together"""
-    updates_per_step: int = rlzoo.static(10, least=1)
+    updates_per_step: int = rlzoo.static(15, least=1)
     """updates of SAC after each such step"""
     hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of the hidden layers, of actor and critics alike"""
@@ -73,7 +73,7 @@ class Config:
     """networks that make rollouts: those with the lowest held-out error"""
     model_hidden: tuple[int, ...] = rlzoo.static((64, 64), least=1)
     """widths of their hidden layers"""
-    model_learning_rate: float = rlzoo.traced(3e-3, above=0)
+    model_learning_rate: float = rlzoo.traced(2e-3, above=0)
     """Adam's step size, of the model"""
     model_weight_decay: float = rlzoo.traced(1e-5, least=0)
     """of its kernels, within Adam's gradient"""
@@ -81,15 +81,15 @@ class Config:
     """transitions in each of its updates"""
     model_every: int = rlzoo.static(250, least=1)
     """environment steps between fits of the model"""
-    model_epochs: int = rlzoo.static(100, least=1)
+    model_epochs: int = rlzoo.static(300, least=1)
     """epochs of a fit, at most"""
-    patience: int = rlzoo.static(10, least=1)
+    patience: int = rlzoo.static(60, least=1)
     """epochs without improvement that end a fit"""
-    rollouts_per_step: int = rlzoo.static(40, least=1)
+    rollouts_per_step: int = rlzoo.static(20, least=1)
     """rollouts begun for each environment step, all of them after a fit"""
-    rollout_schedule: tuple[int, ...] = rlzoo.static((20, 150, 1, 1), least=1)
+    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 2, 4, 4), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""
-    epoch_length: int = rlzoo.static(1_000, least=1)
+    epoch_length: int = rlzoo.static(250, least=1)
     """environment steps of an epoch, counted from learning_starts"""
     retain_epochs: int = rlzoo.static(1, least=1)
     """epochs of which the rollouts are kept"""

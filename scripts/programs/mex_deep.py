@@ -117,7 +117,7 @@ SIZES = {
     "64-64, batch 128": {"hidden": (64, 64), "batch_size": 128},
     "256-256, batch 256": {"hidden": (256, 256), "batch_size": 256},
 }
-UPDATES = 200
+UPDATES = 50
 ROUNDS = 15
 
 
