@@ -59,7 +59,8 @@ def test_grasp_carry_and_release():
     assert state.held and not state.open and reward == 0
     _, state, *_ = pick(state, action(z=0.9))
     np.testing.assert_allclose(state.thing, state.hand + jnp.array([0, -0.008, -0.047]), atol=1e-6)
-    state = state.replace(hand=jnp.array([0.5, 0.25, -0.2]))
+    hand = jnp.array([0.5, 0.25, -0.2])
+    state = state.replace(hand=hand, thing=hand + jnp.array([0, -0.008, -0.047]))
     _, state, reward, _, _ = pick(state, action(fingers=0.7))
     assert state.open and not state.held and state.thing[2] < -0.34 and reward == 1
     _, state, reward, _, _ = pick(state, action())
