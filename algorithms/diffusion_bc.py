@@ -50,9 +50,16 @@ class Config:
 # ---- networks ------------------------------------------------------------------------------------
 
 
+def mish(x):
+    """x tanh(log(1 + exp(x))), with one exponential: faster on a CPU."""
+    power = jnp.exp(jnp.minimum(x, 20.0))
+    ratio = power * (power + 2.0)
+    return x * ratio / (ratio + 2.0)
+
+
 def layer(x, width):
     """A dense layer, normalized: [..., inputs] to [..., width]."""
-    return jax.nn.mish(nn.LayerNorm(epsilon=1e-5)(nn.Dense(width)(x)))
+    return mish(nn.LayerNorm(epsilon=1e-5)(nn.Dense(width)(x)))
 
 
 class Block(nn.Module):
@@ -85,7 +92,7 @@ class UNet(nn.Module):
         half = self.embedding // 2
         angle = k[..., None] * jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
         embedded = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        embedded = jax.nn.mish(nn.Dense(4 * self.embedding)(embedded))
+        embedded = mish(nn.Dense(4 * self.embedding)(embedded))
         embedded = nn.Dense(self.embedding)(embedded)
         condition = jnp.concatenate([embedded, obs, jnp.zeros_like(obs[..., :1])], axis=-1)
         # --- down ---

@@ -122,7 +122,6 @@ def test_it_asks_for_the_best_return():
         dt.make(dt.Config(env=env.id, width=6, heads=4), env, data)
 
 
-@pytest.mark.timeout(120)
 def test_it_cannot_stitch(tmp_path):
     """It sees its history, so after its first action it goes on as the episode that had it."""
     config = dt.Config(env="stitching", total_steps=300, context=2, layers=1, width=8)

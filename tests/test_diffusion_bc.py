@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rlzoo.algorithms import diffusion_bc, mbrcsl
-from together import quick_jit
 
 import rlzoo
 from rlzoo.algorithm import Refused
@@ -22,7 +21,6 @@ def test_networks_are_those_that_are_tested(name):
     assert texts[0] == texts[1]
 
 
-@pytest.mark.timeout(120)
 def test_it_imitates_both_modes():
     """Actions of 0.7 or -0.7 at one observation, and of 0.2 at the other."""
     rng = np.random.default_rng(0)
@@ -39,13 +37,13 @@ def test_it_imitates_both_modes():
     }
     data = from_arrays(rows, env="probe-action-continuous")
     config = diffusion_bc.Config(
-        env=data.env, widths=(16, 32), embedding=8, batch_size=64, learning_rate=3e-3
+        env=data.env, widths=(8, 16), embedding=8, batch_size=64, learning_rate=3e-3
     )
     alg = diffusion_bc.make(config, rlzoo.make(data.env), data)
 
-    @quick_jit
+    @jax.jit
     def run(key):
-        state, _ = jax.lax.scan(alg.step, alg.init(key), jnp.arange(600))
+        state, _ = jax.lax.scan(alg.step, alg.init(key), jnp.arange(500))
         seen = jnp.repeat(jnp.array([[-1.0], [1.0]]), 200, axis=0)
         return alg.act(alg.policy(state), seen, key)[:, 0]
 
