@@ -166,7 +166,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         # The likeliest action: a Gaussian's mean.
         return actor(policy.params, obs).mode()
 
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
+    )
 
 
 if __name__ == "__main__":

@@ -197,7 +197,11 @@ def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
     value = critics(critic_params, batch.obs, action).min(0)
     chex.assert_equal_shape([value, log_prob])
     loss = (alpha * log_prob - value).mean()
-    return loss, {"loss/actor": loss, "train/entropy": -log_prob.mean(), "train/alpha": alpha}
+    return loss, {
+        "loss/actor": loss,
+        "train/entropy": -log_prob.mean(),
+        "train/alpha": alpha,
+    }
 
 
 def alpha_loss(log_alpha, entropy, target_entropy):
@@ -234,16 +238,18 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
         pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
-        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+        values = jax.vmap(critic_net.apply, (0, None))(params, pair)
+        return values[..., 0]
 
     def init(key):
         actor_key, critic_key, key = jax.random.split(key, 3)
         obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + action_dim)
         critic_keys = jax.random.split(critic_key)
+        init_critics = jax.vmap(critic_net.init, (0, None))
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            critics=init_critics(critic_keys, pair),
             log_alpha=jnp.log(jnp.float32(config.alpha)),
         )
         opt_states = [
@@ -332,7 +338,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         pi = actor(policy.actor, obs)
         return jnp.tanh(pi.distribution.mean())
 
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
+    )
 
 
 if __name__ == "__main__":

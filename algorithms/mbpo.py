@@ -180,7 +180,10 @@ def critic_loss(params, batch, target, critics):
     chex.assert_shape(value, (2, *target.shape))
     error = value - target
     loss = (error**2).mean(-1).sum()
-    return loss, {"loss/critic": loss, "train/q": value.mean()}
+    return loss, {
+        "loss/critic": loss,
+        "train/q": value.mean(),
+    }
 
 
 def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
@@ -191,7 +194,11 @@ def actor_loss(params, critic_params, log_alpha, batch, key, actor, critics):
     value = critics(critic_params, batch.obs, action).min(0)
     chex.assert_equal_shape([value, log_prob])
     loss = (alpha * log_prob - value).mean()
-    return loss, {"loss/actor": loss, "train/entropy": -log_prob.mean(), "train/alpha": alpha}
+    return loss, {
+        "loss/actor": loss,
+        "train/entropy": -log_prob.mean(),
+        "train/alpha": alpha,
+    }
 
 
 def alpha_loss(log_alpha, entropy, target_entropy):
@@ -278,7 +285,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
         pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
-        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+        values = jax.vmap(critic_net.apply, (0, None))(params, pair)
+        return values[..., 0]
 
     def mean_action(pi):
         return jnp.tanh(pi.distribution.mean())
@@ -288,9 +296,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + env.action_dim)
         critic_keys = jax.random.split(critic_key)
+        init_critics = jax.vmap(critic_net.init, (0, None))
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            critics=init_critics(critic_keys, pair),
             log_alpha=jnp.log(jnp.float32(config.alpha)),
         )
         return State(

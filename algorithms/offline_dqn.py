@@ -304,7 +304,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def act(policy, obs, key):
         return jnp.argmax(bins.decode(outputs(policy.params, obs)), axis=-1)
 
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
+    )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ class TanhMLP(nn.Module):
     def __call__(self, x):
         orthogonal = nn.initializers.orthogonal
         for width in self.hidden:
-            x = nn.tanh(nn.Dense(width, kernel_init=orthogonal(2**0.5))(x))
+            x = nn.Dense(width, kernel_init=orthogonal(2**0.5))(x)
+            x = nn.tanh(x)
         return Linear(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
 
 
@@ -157,7 +158,8 @@ def distribution(head, log_std):
     [action_dim] is given, Gaussian with mean `head` [..., action_dim]."""
     if log_std is None:
         return distrax.Categorical(head)
-    return distrax.MultivariateNormalDiag(head, jnp.broadcast_to(jnp.exp(log_std), head.shape))
+    std = jnp.broadcast_to(jnp.exp(log_std), head.shape)
+    return distrax.MultivariateNormalDiag(head, std)
 
 
 def loss(params, batch, actor, critic, config):
@@ -298,7 +300,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             config.gae_lambda,
         )
         target = advantage + value
-        metrics["train/explained_variance"] = 1.0 - advantage.var() / (target.var() + 1e-8)
+        unexplained = advantage.var() / (target.var() + 1e-8)
+        metrics["train/explained_variance"] = 1.0 - unexplained
 
         # --- flatten ---
         batch = Batch(obs, steps.action, log_prob, advantage, target)

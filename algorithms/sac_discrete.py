@@ -149,7 +149,10 @@ def critic_loss(params, batch, target, critics):
     chex.assert_shape(value, (2, *target.shape))
     error = value - target
     loss = (error**2).mean(-1).sum()
-    return loss, {"loss/critic": loss, "train/q": value.mean()}
+    return loss, {
+        "loss/critic": loss,
+        "train/q": value.mean(),
+    }
 
 
 def actor_loss(params, critic_params, log_alpha, batch, actor, critics):

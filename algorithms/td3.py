@@ -135,7 +135,10 @@ def critic_loss(params, batch, target, critics):
     chex.assert_shape(value, (2, *target.shape))
     error = value - target
     loss = (error**2).mean(-1).sum()
-    return loss, {"loss/critic": loss, "train/q": value.mean()}
+    return loss, {
+        "loss/critic": loss,
+        "train/q": value.mean(),
+    }
 
 
 def actor_loss(params, critic_params, batch, actor, critics):
@@ -170,21 +173,24 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def actor(params, obs):
         """Actions [..., action_dim]."""
-        return jnp.tanh(actor_net.apply(params, env.flatten(obs)))
+        output = actor_net.apply(params, env.flatten(obs))
+        return jnp.tanh(output)
 
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
         pair = jnp.concatenate([env.flatten(obs), action], axis=-1)
-        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+        values = jax.vmap(critic_net.apply, (0, None))(params, pair)
+        return values[..., 0]
 
     def init(key):
         actor_key, critic_key, env_key, key = jax.random.split(key, 4)
         obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + env.action_dim)
         critic_keys = jax.random.split(critic_key)
+        init_critics = jax.vmap(critic_net.init, (0, None))
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            critics=init_critics(critic_keys, pair),
         )
         return State(
             params=params,
@@ -205,8 +211,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         def explore():
             noise = config.exploration_noise * jax.random.normal(act_key, shape)
-            action = actor(state.params.actor, state.env.obs) + noise
-            return jnp.clip(action, -1.0, 1.0)
+            action = actor(state.params.actor, state.env.obs)
+            return jnp.clip(action + noise, -1.0, 1.0)
 
         action = jax.lax.cond(t < first_update, random, explore)
 

@@ -179,16 +179,18 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
         pair = jnp.concatenate([standardize(stats, obs), action], axis=-1)
-        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+        values = jax.vmap(critic_net.apply, (0, None))(params, pair)
+        return values[..., 0]
 
     def init(key):
         actor_key, critic_key, key = jax.random.split(key, 3)
         obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + action_dim)
         critic_keys = jax.random.split(critic_key)
+        init_critics = jax.vmap(critic_net.init, (0, None))
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            critics=init_critics(critic_keys, pair),
         )
         return State(
             params=params,
@@ -253,7 +255,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def act(policy, obs, key):
         return actor(policy.actor, obs, policy.stats)
 
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
+    )
 
 
 if __name__ == "__main__":

@@ -196,7 +196,10 @@ def critic_loss(params, batch, target, critics, config):
     chex.assert_shape(value, (2, *target.shape))
     huber = optax.huber_loss(value, target, delta=config.huber_delta)
     loss = huber.mean(-1).sum()
-    return loss, {"loss/critic": loss, "train/q": value.mean()}
+    return loss, {
+        "loss/critic": loss,
+        "train/q": value.mean(),
+    }
 
 
 def actor_loss(params, batch, advantage, actor, config):
@@ -248,7 +251,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     def critics(params, obs, action):
         """Values of both critics [2, ...]."""
         pair = jnp.concatenate([standardize(stats, obs), action], axis=-1)
-        return jax.vmap(critic_net.apply, (0, None))(params, pair)[..., 0]
+        values = jax.vmap(critic_net.apply, (0, None))(params, pair)
+        return values[..., 0]
 
     def value(params, obs):
         return value_net.apply(params, standardize(stats, obs))[..., 0]
@@ -258,9 +262,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         obs = env.flatten(jnp.zeros(env.obs_shape))
         pair = jnp.zeros(obs.size + action_dim)
         critic_keys = jax.random.split(critic_key)
+        init_critics = jax.vmap(critic_net.init, (0, None))
         params = Params(
             actor=actor_net.init(actor_key, obs),
-            critics=jax.vmap(critic_net.init, (0, None))(critic_keys, pair),
+            critics=init_critics(critic_keys, pair),
             value=value_net.init(value_key, obs),
         )
         opt_states = [
@@ -360,7 +365,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         # The mean of a Gaussian has no noise, as policies are evaluated.
         return actor(policy.actor, obs, policy.stats).mean()
 
-    return rlzoo.Algorithm(init, step, policy, act, steps_per_call=1, updates_per_call=1)
+    return rlzoo.Algorithm(
+        init,
+        step,
+        policy,
+        act,
+        steps_per_call=1,
+        updates_per_call=1,
+    )
 
 
 if __name__ == "__main__":
