@@ -496,7 +496,7 @@ def recorded(env: Env, key: jax.Array) -> Dataset:
         name: jnp.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])
         for name in parts[0]
     }
-    known = {name: flat.pop(name) for name in Transition._fields}
+    known: dict[str, Any] = {name: flat.pop(name) for name in Transition._fields}
     return Dataset(
         **known,
         starts=jnp.asarray(np.append(0, np.cumsum(lengths)), jnp.int32),
