@@ -26,7 +26,9 @@ def action(x=0.0, y=0.0, z=0.0, fingers=0.0, neutral=0.0):
 
 @jax.jit
 def pick(state, action):
-    return PICK.inner.step_env(KEY, state, action, PICK.params.replace(grasp_chance=1.0))
+    return PICK.inner.step_env(
+        KEY, state, action, PICK.params.replace(grasp_chance=1.0, scatter=0.0)
+    )
 
 
 @jax.jit
