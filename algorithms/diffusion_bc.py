@@ -2,7 +2,7 @@
 
 Paper: Ho et al. 2020 (arXiv 2006.11239), equations 7 and 14, on actions given observations; the
     baseline of Zhou et al. 2023 (arXiv 2310.19308), whose network it has.
-Kind: imitation, diffusion, continuous
+Kind: offline, policy, continuous
 Run: python algorithms/diffusion_bc.py --env point-maze --seeds 3
     Without --dataset, point-maze makes the data. The paper's sizes: --widths 256 512 1024
     --embedding 256 --learning-rate 1e-4
