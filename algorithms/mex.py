@@ -173,8 +173,10 @@ def critic_loss(params, batch, target, candidates, critics, config):
     """Mean squared errors of the critics against `target` [batch], less eta times `optimism`."""
     # --- values of all actions in one pass ---
     if len(candidates):
-        actions = jnp.concatenate([batch.action[None], candidates])
-        values = jax.vmap(critics, (None, None, 0), 1)(params, batch.obs, actions)
+        count = 1 + len(candidates)
+        obs = jnp.concatenate([batch.obs] * count)
+        actions = jnp.concatenate([batch.action, *candidates])
+        values = critics(params, obs, actions).reshape(2, count, -1)
     else:
         values = critics(params, batch.obs, batch.action)[:, None]
 

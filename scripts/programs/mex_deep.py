@@ -118,7 +118,7 @@ SIZES = {
     "256-256, batch 256": {"hidden": (256, 256), "batch_size": 256},
 }
 UPDATES = 50
-ROUNDS = 15
+ROUNDS = 9
 
 
 def cost() -> list[dict[str, Any]]:
