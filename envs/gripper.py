@@ -9,6 +9,7 @@ and drawers are rules on positions. Scores are comparable with each other, not w
     gripper-blocked-drawer   the same; the drawer above stands open and must be closed first
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +21,28 @@ from gymnax.environments import environment, spaces
 Array = jax.Array
 
 HORIZONS = {"pick-place": 40, "closed-drawer": 50, "blocked-drawer": 80}
-LOW, HIGH = np.array([0.4, -0.2, -0.34]), np.array([0.8, 0.4, -0.1])
+LOW = np.array([0.4, -0.2, -0.34])
+HIGH = np.array([0.8, 0.4, -0.1])
 """metres: where the hand can be"""
 HOME = np.array([0.600, 0.155, -0.173])
 """where the hand starts, and where `neutral` takes it"""
-RESPONSE, LAG = np.array([0.16, 0.20, 0.20]), np.array([0.25, 0.30, 0.30])
+RESPONSE = np.array([0.16, 0.20, 0.20])
+LAG = np.array([0.25, 0.30, 0.30])
 """a step moves by RESPONSE times the commanded way and LAG times the step before"""
 HANG = np.array([0.0, -0.008, -0.047])
 """what is held, from the hand"""
 TRAY = np.array([0.5, 0.25])
-SHUT, WIDE = 0.470, 0.595
-"""x of a drawer that is closed, and open"""
+SHUT = 0.470
+"""x of a drawer that is closed"""
+WIDE = 0.595
+"""x of one that is open"""
+AJAR = 0.530
+"""x of the upper drawer where it blocks"""
+DRAWER_Y = 0.2
+FLOOR = -0.3554
+"""height of the ball's center on the floor of the drawer"""
+TABLE = -0.363
+"""of the object's on the table"""
 
 
 @struct.dataclass
@@ -111,28 +123,40 @@ class Gripper(environment.Environment):
     def _start(self, key: Array, ready: bool = False) -> State:
         """A start; `ready`: where the first half is done (object held, or drawer open)."""
         thing_key, top_key = jax.random.split(key)
-        drawer = top = jnp.float32(SHUT)
+        hand = jnp.float32(HOME)
+        held = jnp.bool_(ready and not self.has_drawers)
+        # --- drawers ---
+        is_open = ready and self.has_drawers
+        drawer = jnp.float32(WIDE if is_open else SHUT)
+        top = jnp.float32(SHUT)
+        if self.task == "blocked-drawer" and not ready:
+            top = jax.random.uniform(top_key, (), minval=0.528, maxval=AJAR)
+        # --- the ball in the drawer, or the object ---
         if self.has_drawers:
-            drawer = jnp.float32(WIDE if ready else SHUT)
-            if self.task == "blocked-drawer" and not ready:
-                top = jax.random.uniform(top_key, (), minval=0.528, maxval=0.530)
             x = drawer + jax.random.uniform(thing_key, (), minval=-0.015, maxval=0.012)
-            thing = jnp.stack([x, jnp.float32(0.2), jnp.float32(-0.3554)])
+            thing = _point(x, DRAWER_Y, FLOOR)
         else:
             thing = self._place(thing_key)
-        held = jnp.bool_(ready and not self.has_drawers)
-        hand = jnp.float32(HOME)
-        thing = jnp.where(held, hand + HANG, thing)
-        time = jnp.int32(0)
-        return State(time, hand, jnp.zeros(3), ~held, held, thing, drawer, top)
+        return State(
+            time=jnp.int32(0),
+            hand=hand,
+            moved=jnp.zeros(3),
+            open=~held,
+            held=held,
+            thing=jnp.where(held, hand + HANG, thing),
+            drawer=drawer,
+            top=top,
+        )
 
     def _place(self, key: Array) -> Array:
         """Where the object lies: uniform in a box, but not at the tray. Of 16 draws the first that
         fits; one in 10**7 has none."""
-        low, high = np.array([0.49, 0.18]), np.array([0.75, 0.27])
+        low = np.array([0.49, 0.18])
+        high = np.array([0.75, 0.27])
         drawn = jax.random.uniform(key, (16, 2), minval=low, maxval=high)
         away = jnp.linalg.norm(drawn - TRAY, axis=-1) > 0.11
-        return jnp.append(drawn[jnp.argmax(away)], -0.363)
+        first = jnp.argmax(away)
+        return jnp.append(drawn[first], TABLE)
 
     def step_env(self, key: Array, state: State, action: Array, params: Params) -> tuple:
         grasp_key, drop_key = jax.random.split(key)
@@ -140,16 +164,22 @@ class Gripper(environment.Environment):
         opens = (action[6] > 0.5) & ~state.open
         closes = (action[6] < -0.5) & state.open
         # --- the hand ---
-        way = jnp.clip(state.hand + 0.2 * action[:3], LOW, HIGH) - state.hand
+        target = jnp.clip(state.hand + 0.2 * action[:3], LOW, HIGH)
+        way = target - state.hand
         slow = RESPONSE * way + LAG * state.moved
-        hand = state.hand + jnp.where(opens | closes, 0.45 * way, slow)  # fingers take their time
+        # Fingers take their time, in which the hand comes further.
+        hand = state.hand + jnp.where(opens | closes, 0.45 * way, slow)
+        # Above the upper drawer, where it is out, the hand stays higher.
         covered = self._covered(state)
-        above = (hand[0] > SHUT) & (hand[0] < 0.64) & (jnp.abs(hand[1] - 0.2) < 0.1)
-        hand = hand.at[2].max(jnp.where(covered & above, -0.25, LOW[2]))
+        in_front = (hand[0] > SHUT) & (hand[0] < 0.64)
+        above = in_front & (jnp.abs(hand[1] - DRAWER_Y) < 0.1)
+        lowest = jnp.where(covered & above, -0.25, LOW[2])
+        hand = hand.at[2].max(lowest)
         moved = hand - state.hand
         # --- drawers ---
         drawer, top = self._slide(state, action, moved, covered)
-        thing = state.thing.at[0].add(jnp.where(state.held, 0.0, drawer - state.drawer))
+        carried = jnp.where(state.held, 0.0, drawer - state.drawer)
+        thing = state.thing.at[0].add(carried)
         # --- fingers ---
         beside = jnp.linalg.norm(thing[:2] - hand[:2])
         height = hand[2] - thing[2] + HANG[2]
@@ -159,7 +189,8 @@ class Gripper(environment.Environment):
         held = (state.held & ~opens) | (closes & around & reachable & lucky)
         # --- neutral ---
         home = action[7] > 0.5
-        hand = jnp.where(home, HOME + np.array([0.05, 0.13, 0.0]) * (hand - HOME), hand)
+        missing = np.array([0.05, 0.13, 0.0]) * (hand - HOME)
+        hand = jnp.where(home, HOME + missing, hand)
         moved = jnp.where(home, 0.0, moved)
         # --- what is held, or let go ---
         fallen = self._fall(drop_key, thing, params)
@@ -186,43 +217,56 @@ class Gripper(environment.Environment):
         handle, the upper one is pushed in."""
         if not self.has_drawers:
             return state.drawer, state.top
+        # --- the lower one ---
         hooked = jnp.linalg.norm(state.hand - self.handle(state)) < 0.06
-        pulls = hooked & (moved[0] * action[0] > 0) & (jnp.abs(action[0]) > 0.3) & ~covered
-        drawer = jnp.clip(state.drawer + jnp.where(pulls, moved[0], 0.0), SHUT, WIDE)
-        ahead = state.hand - jnp.stack([state.top, jnp.float32(0.2), jnp.float32(-0.285)])
+        obeys = moved[0] * action[0] > 0
+        strong = jnp.abs(action[0]) > 0.3
+        pulls = hooked & obeys & strong & ~covered
+        pulled = jnp.where(pulls, moved[0], 0.0)
+        drawer = jnp.clip(state.drawer + pulled, SHUT, WIDE)
+        # --- the upper one ---
+        ahead = state.hand - _point(state.top, DRAWER_Y, -0.285)
         before = (ahead[0] > 0.05) & (ahead[0] < 0.17)
-        level = (jnp.abs(ahead[1]) < 0.1) & (jnp.abs(ahead[2]) < 0.045)
-        pushes = before & level & (moved[0] < 0)
-        top = jnp.clip(state.top + jnp.where(pushes, moved[0], 0.0), SHUT, 0.530)
+        beside = jnp.abs(ahead[1]) < 0.1
+        level = jnp.abs(ahead[2]) < 0.045
+        pushes = before & beside & level & (moved[0] < 0)
+        pushed = jnp.where(pushes, moved[0], 0.0)
+        top = jnp.clip(state.top + pushed, SHUT, AJAR)
         return drawer, top
 
     def handle(self, state: State) -> Array:
         """The lower drawer's handle: float32 [3]."""
-        return jnp.stack([state.drawer + 0.110, jnp.float32(0.2), jnp.float32(-0.35)])
+        return _point(state.drawer + 0.110, DRAWER_Y, -0.35)
 
     def _fall(self, key: Array, thing: Array, params: Params) -> Array:
         """Where the object comes to rest when it is let go."""
         place = thing[:2] + params.scatter * jax.random.normal(key, (2,))
+        if self.has_drawers:
+            return jnp.append(place, FLOOR)
         in_tray = jnp.linalg.norm(place - TRAY) < 0.07
-        floor = -0.3554 if self.has_drawers else jnp.where(in_tray, -0.349, -0.363)
-        return jnp.append(place, floor)
+        return jnp.append(place, jnp.where(in_tray, -0.349, TABLE))
 
     def _reward(self, state: State) -> Array:
         if self.has_drawers:
-            near = jnp.linalg.norm(state.thing - state.hand) < 0.1
-            return jnp.float32((state.thing[2] > -0.25) & near)
-        near = jnp.linalg.norm(state.thing[:2] - TRAY) < 0.04
-        return jnp.float32((state.thing[2] < -0.32) & near)
+            lifted = state.thing[2] > -0.25
+            near_hand = jnp.linalg.norm(state.thing - state.hand) < 0.1
+            return jnp.float32(lifted & near_hand)
+        lying = state.thing[2] < -0.32
+        in_tray = jnp.linalg.norm(state.thing[:2] - TRAY) < 0.04
+        return jnp.float32(lying & in_tray)
 
     def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
-        held = 0.0288 if self.has_drawers else 0.0244
-        finger = jnp.where(state.open, 0.036, jnp.where(state.held, held, 0.015))
+        around_thing = 0.0288 if self.has_drawers else 0.0244
+        closed = jnp.where(state.held, around_thing, 0.015)
+        finger = jnp.where(state.open, 0.036, closed)
+        thing_turn = jnp.array([0.0, 0.0, 1.0, 0.0])
+        hand_turn = jnp.array([0.0, 0.7068, 0.7074, 0.0])
         parts = [
             state.thing,
-            jnp.array([0.0, 0.0, 1.0, 0.0]),
+            thing_turn,
             state.hand,
-            jnp.array([0.0, 0.7068, 0.7074, 0.0]),
-            jnp.stack([finger, -finger, jnp.float32(state.open)]),
+            hand_turn,
+            _point(finger, -finger, state.open),
         ]
         if self.has_drawers:
             parts.append(jnp.stack([state.top, state.drawer]))
@@ -238,19 +282,28 @@ class Gripper(environment.Environment):
         """A function that draws the side view (x to the right, z up) on a matplotlib axis."""
 
         def draw(ax: Any) -> None:
+            # --- the table, and drawers or the tray ---
             ax.axhline(-0.37, color="#444444", lw=3)
             if self.has_drawers:
                 for x, z in ((state.drawer, -0.35), (state.top, -0.285)):
+                    low = z - 0.02
+                    high = z + 0.02
                     handle = float(x) + 0.11
-                    ax.plot([SHUT - 0.06, handle], [z - 0.02] * 2, color="#BBBBBB", lw=6)
-                    ax.plot([handle] * 2, [z - 0.02, z + 0.02], color="#BBBBBB", lw=6)
+                    ax.plot([SHUT - 0.06, handle], [low, low], color="#BBBBBB", lw=6)
+                    ax.plot([handle, handle], [low, high], color="#BBBBBB", lw=6)
             else:
-                ax.plot(TRAY[0] + np.array([-0.07, 0.07]), [-0.365] * 2, color="#228833", lw=6)
+                edges = TRAY[0] + np.array([-0.07, 0.07])
+                ax.plot(edges, [-0.365, -0.365], color="#228833", lw=6)
+            # --- the hand ---
             x, _, z = np.asarray(state.hand)
             half = 0.025 if state.open else 0.012
             for side in (-half, half):
-                ax.plot([x, x + side, x + side], [z, z - 0.01, z - 0.05], color="#4477AA", lw=4)
-            ax.plot(*np.asarray(state.thing)[[0, 2]], "o", color="#EE6677", ms=12)
+                finger_x = [x, x + side, x + side]
+                finger_z = [z, z - 0.01, z - 0.05]
+                ax.plot(finger_x, finger_z, color="#4477AA", lw=4)
+            # --- the object ---
+            x, _, z = np.asarray(state.thing)
+            ax.plot(x, z, "o", color="#EE6677", ms=12)
             ax.set(xlim=(0.38, 0.82), ylim=(-0.4, -0.08), aspect="equal")
 
         return draw
@@ -263,31 +316,45 @@ class Gripper(environment.Environment):
 
         Returns: twice the arrays of `PointMaze.record`; group is 0 and 1.
         """
-        lengths = {"pick-place": (25, 20), "closed-drawer": (40, 30), "blocked-drawer": (50, 30)}
+        lengths = {
+            "pick-place": (25, 20),
+            "closed-drawer": (40, 30),
+            "blocked-drawer": (50, 30),
+        }
         parts = []
         for group, length in enumerate(lengths[self.task]):
             keys = jax.random.split(jax.random.fold_in(key, group), episodes)
-            drive = lambda key, group=group, length=length: self.drive(key, params, group, length)
+            drive = functools.partial(self.drive, params=params, group=group, length=length)
             rows = jax.vmap(drive)(keys)
             rows["group"] = jnp.full(rows["reward"].shape, group)
             parts.append(rows)
-        return parts[0], parts[1]
+        first, second = parts
+        return first, second
 
     def drive(
-        self, key: Array, params: Params, group: int, length: int, clumsy: float = 0.5
+        self,
+        key: Array,
+        params: Params,
+        group: int,
+        length: int,
+        clumsy: float = 0.5,
     ) -> dict[str, Array]:
         """One scripted episode [length, ...] of the first half (group 0), the second (1), or, of
         pick-place, of the whole task (2). `clumsy` is the chance that it is not at its best."""
         start_key, script_key, key = jax.random.split(key, 3)
-        state = self._start(start_key, ready=group == 1)
+        state = self._start(start_key, ready=(group == 1))
         script = self._script(script_key, state, clumsy if group == 0 else 0.0)
 
         def step(state: State, t: Array) -> tuple:
-            noise_key, flip_key, step_key = jax.random.split(jax.random.fold_in(key, t), 3)
+            step_key = jax.random.fold_in(key, t)
+            noise_key, flip_key, step_key = jax.random.split(step_key, 3)
+            # --- the script's action, with noise ---
             action = self._act(flip_key, state, script, group)
             noise = 0.1 * jax.random.normal(noise_key, (8,))
             action = jnp.clip(action + noise, -0.9, 0.9)
-            next_obs, after, reward, terminated, _ = self.step_env(step_key, state, action, params)
+            # --- a row ---
+            stepped = self.step_env(step_key, state, action, params)
+            next_obs, after, reward, terminated, _ = stepped
             row = {
                 "obs": self.get_obs(state),
                 "action": action,
@@ -298,36 +365,40 @@ class Gripper(environment.Environment):
             }
             return after, row
 
-        return jax.lax.scan(step, state, jnp.arange(length))[1]
+        _, rows = jax.lax.scan(step, state, jnp.arange(length))
+        return rows
 
     def _script(self, key: Array, state: State, clumsy: float) -> Script:
-        keys = jax.random.split(key, 4)
-        bad = jax.random.bernoulli(keys[0], clumsy)
+        """What the script of an episode draws."""
+        bad_key, height_key, half_key, place_key = jax.random.split(key, 4)
+        bad = jax.random.bernoulli(bad_key, clumsy)
+        height = 0.01 * jax.random.normal(height_key)
         if self.has_drawers:
-            return Script(jnp.zeros(2), 0.01 * jax.random.normal(keys[1]), bad)
-        # a point anywhere, half of the time
-        elsewhere = bad & jax.random.bernoulli(keys[2])
-        aim = jnp.where(elsewhere, self._place(keys[3])[:2] - state.thing[:2], 0.0)
-        return Script(aim, 0.01 * jax.random.normal(keys[1]), bad)
+            return Script(jnp.zeros(2), height, bad)
+        # Half of the clumsy ones grasp at some other point.
+        elsewhere = bad & jax.random.bernoulli(half_key)
+        place = self._place(place_key)[:2]
+        aim = jnp.where(elsewhere, place - state.thing[:2], 0.0)
+        return Script(aim, height, bad)
 
     def _act(self, key: Array, state: State, script: Script, group: int) -> Array:
         """The script's action [8], before noise."""
         if self.has_drawers:
             return self._lift(state, script) if group else self._open(key, state, script)
+        grasp = self._grasp(state, script, -0.32)
+        # --- grasp, and go home with what is held ---
         if group == 0:
             closed = ~state.open
-            away = jnp.linalg.norm(state.hand - HOME) > 0.03
-            home = jnp.where(closed & away, 0.7, 0.0)
-            return jnp.where(
-                closed, jnp.zeros(8).at[7].set(home), self._grasp(state, script, -0.32)
-            )
-        carry = self._carry(state)
-        return jnp.where(
-            state.held | self._in_tray(state), carry, self._grasp(state, script, -0.32)
-        )
+            neutral = jnp.where(closed & self._away(state), 0.7, 0.0)
+            home = _action(jnp.zeros(3), neutral=neutral)
+            return jnp.where(closed, home, grasp)
+        # --- carry it into the tray ---
+        in_tray = jnp.linalg.norm(state.thing[:2] - TRAY) < 0.08
+        return jnp.where(state.held | in_tray, self._carry(state), grasp)
 
-    def _in_tray(self, state: State) -> Array:
-        return jnp.linalg.norm(state.thing[:2] - TRAY) < 0.08
+    def _away(self, state: State) -> Array:
+        """Whether the hand is away from home."""
+        return jnp.linalg.norm(state.hand - HOME) > 0.03
 
     def _grasp(self, state: State, script: Script, height: float) -> Array:
         """Go above the point, down to it, and close the fingers."""
@@ -347,35 +418,50 @@ class Gripper(environment.Environment):
 
     def _lift(self, state: State, script: Script) -> Array:
         """Grasp the ball and lift it."""
-        up = jnp.where(state.thing[2] > -0.23, 0.0, 7.0 * (HOME - state.hand))
-        return jnp.where(state.open, self._grasp(state, script, -0.31), _action(up))
+        lifted = state.thing[2] > -0.23
+        up = jnp.where(lifted, 0.0, 7.0 * (HOME - state.hand))
+        grasp = self._grasp(state, script, -0.31)
+        return jnp.where(state.open, grasp, _action(up))
 
     def _open(self, key: Array, state: State, script: Script) -> Array:
         """Push the upper drawer in if it is out; hook the handle, pull, rise, and go home."""
         # --- close the upper one ---
-        push = jnp.stack([state.top + 0.15, jnp.float32(0.2), jnp.float32(-0.27)])
-        outside = (state.hand[0] < push[0] - 0.03) | (state.hand[2] > -0.245)
+        push = _point(state.top + 0.15, DRAWER_Y, -0.27)
+        behind = state.hand[0] < push[0] - 0.03
+        high = state.hand[2] > -0.245
+        pushing = state.moved[0] <= -0.005
         around = jnp.array([0.3, -0.2, -0.15])
-        inwards = jnp.array([21.0, 4.2, 7.0]) * (push - jnp.array([0.1, 0.0, 0.0]) - state.hand)
-        close = jnp.where(outside & (state.moved[0] > -0.005), around, inwards)
+        inside = push - jnp.array([0.1, 0.0, 0.0])
+        inwards = jnp.array([21.0, 4.2, 7.0]) * (inside - state.hand)
+        close = jnp.where((behind | high) & ~pushing, around, inwards)
         # --- hook the handle, and pull ---
         error = self.handle(state) - state.hand
         beside = jnp.linalg.norm(error[:2]) > 0.04
         reach = 7.0 * error.at[2].multiply(~beside)
         wrong = script.clumsy & jax.random.bernoulli(key)
-        pull = jnp.where(wrong, -1.0, 1.0) * jnp.array([1.0, 0.0, 0.0])
+        direction = jnp.where(wrong, -1.0, 1.0)
+        pull = direction * jnp.array([1.0, 0.0, 0.0])
         hooked = jnp.linalg.norm(error) < 0.055
         # --- leave ---
-        done = (state.drawer - SHUT) / (WIDE - SHUT) > 0.95
+        opened = (state.drawer - SHUT) / (WIDE - SHUT)
+        done = opened > 0.95
         low = state.hand[2] <= -0.25
         rise = jnp.array([0.0, 0.0, 0.5]) * low
-        away = jnp.linalg.norm(state.hand - HOME) > 0.03
-        motion = jnp.where(done, rise, jnp.where(hooked, pull, reach))
+        goes_home = done & ~low & self._away(state)
+        # --- the first of them that is not done yet ---
+        motion = jnp.where(hooked, pull, reach)
+        motion = jnp.where(done, rise, motion)
         motion = jnp.where(self._covered(state), close, motion)
-        return _action(motion, neutral=jnp.where(done & ~low & away, 0.7, 0.0))
+        return _action(motion, neutral=jnp.where(goes_home, 0.7, 0.0))
+
+
+def _point(*numbers: Any) -> Array:
+    """An array of numbers, some of which are traced: float32 [numbers]."""
+    return jnp.stack([jnp.float32(x) for x in numbers])
 
 
 def _action(motion: Array, fingers: Any = 0.0, neutral: Any = 0.0) -> Array:
     """An action [8] without turning."""
+    turn = jnp.zeros(3)
     ends = jnp.stack([jnp.float32(fingers), jnp.float32(neutral)])
-    return jnp.concatenate([motion, jnp.zeros(3), ends])
+    return jnp.concatenate([motion, turn, ends])
