@@ -37,16 +37,28 @@ class LinearQ(environment.Environment):
         self.states = 3 * (size + 1)
         place = np.arange(self.states)
         last = self.states - 1
-        thrown = np.where(place % 2 == 0, last, last - 1)
-        left = np.where(place <= size, place + 1, np.where(place <= 2 * size, thrown, last))
-        right = np.where(place <= size, thrown, np.minimum(place + 1, last))
-        self.next_place = np.stack([left, right], axis=1).astype(np.int32)
+
+        # --- where both actions lead ---
+        right = np.minimum(place + 1, last)
+        far_end = np.where(place % 2 == 0, last, last - 1)
+        early = place <= size
+        first = np.where(place <= 2 * size, far_end, last)
+        first = np.where(early, right, first)
+        second = np.where(early, far_end, right)
+        next_place = np.stack([first, second], axis=1)
+        self.next_place = next_place.astype(np.int32)
         """[states, 2]"""
+
+        # --- the optimal values: two ReLU units ---
         first = 2.0 * np.maximum(2 * size + 1 - place, 0)
         second = np.maximum(3 * size + 1.5 - place, 0)
-        self.optimal = np.stack([first, second], axis=1).astype(np.float32)
+        optimal = np.stack([first, second], axis=1)
+        self.optimal = optimal.astype(np.float32)
         """the optimal values [states, 2]"""
-        self.rewards = self.optimal - self.optimal.max(axis=1)[self.next_place]
+
+        # --- the rewards of which they are the optimal values ---
+        next_value = self.optimal.max(axis=1)[self.next_place]
+        self.rewards = self.optimal - next_value
         """[states, 2]"""
 
     @property
@@ -88,9 +100,14 @@ class LinearQ(environment.Environment):
         def draw(ax: Any) -> None:
             place = np.arange(self.states)
             for action, color in enumerate(("#4477AA", "#EE6677")):
-                ax.plot(place, self.rewards[:, action], "o-", color=color, ms=3, lw=1)
+                rewards = self.rewards[:, action]
+                ax.plot(place, rewards, "o-", color=color, ms=3, lw=1)
             ax.axvline(int(state.place), color="#222222", lw=2)
-            ax.set(xlim=(-1, self.states), ylim=(-1, self.rewards.max() + 1), aspect="auto")
+            ax.set(
+                xlim=(-1, self.states),
+                ylim=(-1, self.rewards.max() + 1),
+                aspect="auto",
+            )
 
         return draw
 
@@ -98,15 +115,22 @@ class LinearQ(environment.Environment):
         """The paper's data: the optimal episode 3 |S| times, and |S| episodes of which the e-th
         takes the other action at step e. Arrays [4 |S|, |S|, ...], as of `PointMaze.record`."""
         length = self.states
-        flipped = np.concatenate([np.full(3 * length, -1), np.arange(length)])
+        # --- the step at which each episode takes the other action; -1: at none ---
+        never = np.full(3 * length, -1)
+        flipped = np.concatenate([never, np.arange(length)])
+        episodes = len(flipped)
+        # --- all episodes, a step at a time ---
         best = self.optimal.argmax(axis=1)
-        places = np.zeros((len(flipped), length + 1), np.int32)
-        actions = np.zeros((len(flipped), length), np.int32)
+        places = np.zeros((episodes, length + 1), np.int32)
+        actions = np.zeros((episodes, length), np.int32)
         for step in range(length):
             place = places[:, step]
-            actions[:, step] = np.where(flipped == step, 1 - best[place], best[place])
-            places[:, step + 1] = self.next_place[place, actions[:, step]]
-        now, after = places[:, :-1], places[:, 1:]
+            action = np.where(flipped == step, 1 - best[place], best[place])
+            actions[:, step] = action
+            places[:, step + 1] = self.next_place[place, action]
+        # --- rows ---
+        now = places[:, :-1]
+        after = places[:, 1:]
         ends = np.arange(length) == length - 1
         rows = {
             "obs": np.float32(now)[..., None],

@@ -71,6 +71,19 @@ EXPERT = Route(((2, 4),), to_goal=True)
 """straight to the goal"""
 
 
+class Plan(NamedTuple):
+    """A route as arrays."""
+
+    cells: Any
+    """int [LEGS, 2]; the last one is repeated"""
+    last: Any
+    """the leg that ends at the last sub-goal"""
+    wander: Any
+    """bool"""
+    to_goal: Any
+    """bool"""
+
+
 class Driver(NamedTuple):
     """The memory of a scripted driver."""
 
@@ -107,18 +120,23 @@ class PointMaze(environment.Environment):
                 f"walls={walls!r}: must be rows of 0 and 1 of one length, as 111/101/111"
             )
         self.grid = np.array([[mark == "1" for mark in row] for row in rows])
-        if not self.grid[[0, -1]].all() or not self.grid[:, [0, -1]].all():
+        top_and_bottom = self.grid[[0, -1]]
+        sides = self.grid[:, [0, -1]]
+        if not (top_and_bottom.all() and sides.all()):
             raise ValueError(f"walls={walls!r}: the border must be walls (1)")
+        free = {tuple(cell) for cell in np.argwhere(~self.grid).tolist()}
         for name, cell in (("start", start), ("goal", goal)):
-            inside = all(0 <= at < size for at, size in zip(cell, self.grid.shape, strict=True))
-            if not inside or self.grid[tuple(cell)]:
+            if tuple(cell) not in free:
                 raise ValueError(
                     f"{name}={cell}: must be the (row, column) of a free cell of {walls}"
                 )
-        self.walls, self.start, self.goal = walls, start, goal
+        self.walls = walls
+        self.start = start
+        self.goal = goal
         self.centers = self.center(np.argwhere(self.grid))
         """float [walls, 2] of the boxes"""
         self.next_cells = ways(self.grid)
+        """int32 [cells, cells]"""
 
     @property
     def name(self) -> str:
@@ -141,7 +159,8 @@ class PointMaze(environment.Environment):
         rows, columns = self.grid.shape
         x = cell[..., 1] - (columns - 1) / 2
         y = (rows - 1) / 2 - cell[..., 0]
-        return (np if isinstance(cell, np.ndarray) else jnp).stack([x, y], axis=-1)
+        xp = np if isinstance(cell, np.ndarray) else jnp
+        return xp.stack([x, y], axis=-1)
 
     def cell(self, position: Array) -> Array:
         """(row, column) of the cell that a position [..., 2] is in: int32 [..., 2]."""
@@ -154,15 +173,27 @@ class PointMaze(environment.Environment):
 
     def reset_env(self, key: Array, params: Params) -> tuple:
         cells = self.center(np.array([self.start, self.goal]))
-        noise = jax.random.uniform(key, (2, 2), minval=-params.jitter, maxval=params.jitter)
+        jitter = params.jitter
+        noise = jax.random.uniform(key, (2, 2), minval=-jitter, maxval=jitter)
         position, goal = jnp.float32(cells) + noise
-        state = State(jnp.int32(0), position, jnp.zeros(2), goal)
+        state = State(
+            time=jnp.int32(0),
+            position=position,
+            velocity=jnp.zeros(2),
+            goal=goal,
+        )
         return self.get_obs(state), state
 
     def step_env(self, key: Array, state: State, action: Array, params: Params) -> tuple:
         position, velocity = self.move(state.position, state.velocity, action, params)
-        state = State(state.time + 1, position, velocity, state.goal)
-        reward = jnp.exp(-jnp.linalg.norm(position - state.goal))
+        state = State(
+            time=state.time + 1,
+            position=position,
+            velocity=velocity,
+            goal=state.goal,
+        )
+        distance = jnp.linalg.norm(position - state.goal)
+        reward = jnp.exp(-distance)
         return self.get_obs(state), state, reward, jnp.bool_(False), {}
 
     def move(self, position: Any, velocity: Any, action: Any, params: Params) -> tuple:
@@ -172,20 +203,26 @@ class PointMaze(environment.Environment):
         momentum = params.mass * velocity + params.dt * params.gear * action
         velocity = momentum / (params.mass + params.dt * params.damping)
         position = position + params.dt * velocity
-        for _ in range(2):  # in a corner two walls touch
+        # In a corner two walls touch.
+        for _ in range(2):
             position, velocity = self.collide(position, velocity, params.radius)
         return position, velocity
 
     def collide(self, position: Any, velocity: Any, radius: Any) -> tuple:
         """The ball put back out of the wall that it is deepest in."""
-        nearest = jnp.clip(position, self.centers - 0.5, self.centers + 0.5)
-        distance = jnp.linalg.norm(position - nearest, axis=-1)
-        wall = jnp.argmin(distance)
-        normal = (position - nearest[wall]) / jnp.maximum(distance[wall], 1e-6)
+        # --- the nearest point of each wall, and the nearest of all ---
+        points = jnp.clip(position, self.centers - 0.5, self.centers + 0.5)
+        distances = jnp.linalg.norm(position - points, axis=-1)
+        wall = jnp.argmin(distances)
+        point = points[wall]
+        distance = distances[wall]
+        normal = (position - point) / jnp.maximum(distance, 1e-6)
+        # --- onto its surface, without the speed into it ---
         inward = jnp.minimum(velocity @ normal, 0.0)
-        touches = distance[wall] < radius
-        position = jnp.where(touches, nearest[wall] + radius * normal, position)
-        return position, jnp.where(touches, velocity - inward * normal, velocity)
+        touches = distance < radius
+        position = jnp.where(touches, point + radius * normal, position)
+        velocity = jnp.where(touches, velocity - inward * normal, velocity)
+        return position, velocity
 
     def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.concatenate([state.position, state.velocity])
@@ -202,12 +239,19 @@ class PointMaze(environment.Environment):
         def draw(ax: Any) -> None:
             from matplotlib.patches import Circle, Rectangle
 
-            rows, columns = self.grid.shape
             for x, y in self.centers:
-                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color="#444444"))
+                wall = Rectangle((x - 0.5, y - 0.5), 1, 1, color="#444444")
+                ax.add_patch(wall)
             ax.plot(*np.asarray(state.goal), "*", color="#228833", ms=16)
-            ax.add_patch(Circle(np.asarray(state.position), float(params.radius), color="#4477AA"))
-            ax.set(xlim=(-columns / 2, columns / 2), ylim=(-rows / 2, rows / 2), aspect="equal")
+            position = np.asarray(state.position)
+            ball = Circle(position, float(params.radius), color="#4477AA")
+            ax.add_patch(ball)
+            rows, columns = self.grid.shape
+            ax.set(
+                xlim=(-columns / 2, columns / 2),
+                ylim=(-rows / 2, rows / 2),
+                aspect="equal",
+            )
 
         return draw
 
@@ -225,39 +269,41 @@ class PointMaze(environment.Environment):
         Returns: obs, action, reward, next_obs, terminated, truncated and group (the route's
         number), each [episodes in all, max_steps, ...].
         """
-        count = len(routes) * episodes
-        keys = jax.random.split(key, (len(routes), episodes)).reshape(count)
+        keys = jax.random.split(key, (len(routes), episodes))
+        keys = keys.reshape(len(routes) * episodes)
         group = jnp.repeat(jnp.arange(len(routes)), episodes)
-        cells = np.array(
-            [route.cells + route.cells[-1:] * (LEGS - len(route.cells)) for route in routes]
-        )
-        last = np.array([len(route.cells) - 1 for route in routes])
-        wander = np.array([route.wander for route in routes])
-        to_goal = np.array([route.to_goal for route in routes])
-        given = jax.tree.map(lambda x: jnp.asarray(x)[group], (cells, last, wander, to_goal))
-        rows = jax.vmap(lambda key, given: self._drive(key, params, *given))(keys, given)
-        return rows | {"group": jnp.broadcast_to(group[:, None], rows["reward"].shape)}
+        # --- the route of each episode ---
+        plans = [plan_of(route) for route in routes]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *plans)
+        plan = jax.tree.map(lambda x: jnp.asarray(x)[group], stacked)
+        # --- drive ---
+        rows = jax.vmap(self._drive, in_axes=(0, None, 0))(keys, params, plan)
+        rows["group"] = jnp.broadcast_to(group[:, None], rows["reward"].shape)
+        return rows
 
-    def _drive(
-        self, key: Any, params: Params, cells: Any, last: Any, wander: Any, to_goal: Any
-    ) -> dict:
-        """One episode [max_steps, ...] along `cells` [LEGS, 2]."""
+    def _drive(self, key: Array, params: Params, plan: Plan) -> dict[str, Array]:
+        """One episode [max_steps, ...]."""
         reset_key, goals_key, key = jax.random.split(key, 3)
         _, state = self.reset_env(reset_key, params)
+        # --- sub-goals: points in the plan's cells ---
         noise = jax.random.uniform(goals_key, (LEGS, 2), minval=-0.25, maxval=0.25)
-        goals = self.center(cells) + noise
-        goals = jnp.where((jnp.arange(LEGS)[:, None] == last) & to_goal, state.goal, goals)
-        goal_cells = cells[:, 0] * self.grid.shape[1] + cells[:, 1]
-        steps = params.max_steps_in_episode
+        goals = self.center(plan.cells) + noise
+        is_last = jnp.arange(LEGS)[:, None] == plan.last
+        goals = jnp.where(is_last & plan.to_goal, state.goal, goals)
 
         def step(carry: tuple, t: Array) -> tuple:
             state, driver = carry
-            way_key, random_key, step_key = jax.random.split(jax.random.fold_in(key, t), 3)
-            driver = self._steer(way_key, t, state, driver, goals, goal_cells, last, wander)
+            step_key = jax.random.fold_in(key, t)
+            way_key, random_key, step_key = jax.random.split(step_key, 3)
+            # --- steer to the waypoint, or wander ---
+            driver = self._steer(way_key, t, state, driver, goals, plan)
             push = 10.0 * (driver.waypoint - state.position) - state.velocity
+            push = jnp.clip(push, -1.0, 1.0)
             random = jax.random.uniform(random_key, (2,), minval=-1.0)
-            action = jnp.where(driver.over & wander, random, jnp.clip(push, -1.0, 1.0))
-            next_obs, after, reward, terminated, _ = self.step_env(step_key, state, action, params)
+            action = jnp.where(driver.over & plan.wander, random, push)
+            # --- a row ---
+            stepped = self.step_env(step_key, state, action, params)
+            next_obs, after, reward, terminated, _ = stepped
             row = {
                 "obs": self.get_obs(state),
                 "action": action,
@@ -268,47 +314,73 @@ class PointMaze(environment.Environment):
             }
             return (after, driver), row
 
-        driver = Driver(jnp.int32(0), jnp.bool_(False), jnp.int32(0), jnp.zeros(2))
-        return jax.lax.scan(step, (state, driver), jnp.arange(steps))[1]
+        driver = Driver(
+            leg=jnp.int32(0),
+            over=jnp.bool_(False),
+            cell=jnp.int32(0),
+            waypoint=jnp.zeros(2),
+        )
+        steps = jnp.arange(params.max_steps_in_episode)
+        _, rows = jax.lax.scan(step, (state, driver), steps)
+        return rows
 
     def _steer(
         self,
-        key: Any,
-        t: Any,
+        key: Array,
+        t: Array,
         state: State,
         driver: Driver,
-        goals: Any,
-        goal_cells: Any,
-        last: Any,
-        wander: Any,
+        goals: Array,
+        plan: Plan,
     ) -> Driver:
-        """The driver with the waypoint to steer to now."""
+        """The driver with the waypoint to steer to now; `goals` [LEGS, 2]."""
         columns = self.grid.shape[1]
         next_cells = jnp.asarray(self.next_cells)
+        goal_cells = plan.cells[:, 0] * columns + plan.cells[:, 1]
 
         def center(cell: Array) -> Array:
-            return self.center(jnp.stack(jnp.divmod(cell, columns)))
+            row_and_column = jnp.stack(jnp.divmod(cell, columns))
+            return self.center(row_and_column)
 
         # --- is the sub-goal reached? ---
         near = jnp.linalg.norm(state.position - goals[driver.leg]) <= 0.5
         slow = (jnp.abs(state.velocity) <= 0.5).all()
-        final = driver.leg == last
-        reached = near & (slow | (final & wander)) & ~driver.over
+        final = driver.leg == plan.last
+        in_time = slow | (final & plan.wander)
+        reached = near & in_time & ~driver.over
         leg = jnp.where(reached & ~final, driver.leg + 1, driver.leg)
-        goal, goal_cell = goals[leg], goal_cells[leg]
+        goal = goals[leg]
+        goal_cell = goal_cells[leg]
         # --- a new sub-goal: first to the center of the next cell on the way ---
-        here = self.cell(state.position)
-        first = next_cells[goal_cell, here[0] * columns + here[1]]
+        row, column = self.cell(state.position)
+        first = next_cells[goal_cell, row * columns + column]
         new = (t == 0) | (leg != driver.leg)
         cell = jnp.where(new, first, driver.cell)
         waypoint = jnp.where(new, center(first), driver.waypoint)
         # --- the waypoint is reached: on to the next ---
-        passed = (jnp.linalg.norm(waypoint - state.position) <= 0.1) & (cell != goal_cell)
+        close = jnp.linalg.norm(waypoint - state.position) <= 0.1
+        passed = close & (cell != goal_cell)
         following = next_cells[goal_cell, cell]
         beside = center(following) - jax.random.uniform(key, (2,), maxval=0.2)
-        waypoint = jnp.where(passed, jnp.where(following == goal_cell, goal, beside), waypoint)
-        cell = jnp.where(passed, following, cell)
-        return Driver(leg, driver.over | (reached & final), cell, waypoint)
+        ahead = jnp.where(following == goal_cell, goal, beside)
+        return Driver(
+            leg=leg,
+            over=driver.over | (reached & final),
+            cell=jnp.where(passed, following, cell),
+            waypoint=jnp.where(passed, ahead, waypoint),
+        )
+
+
+def plan_of(route: Route) -> Plan:
+    """The plan that follows a route."""
+    last = len(route.cells) - 1
+    padding = [route.cells[last]] * (LEGS - len(route.cells))
+    return Plan(
+        cells=np.array([*route.cells, *padding]),
+        last=np.array(last),
+        wander=np.array(route.wander),
+        to_goal=np.array(route.to_goal),
+    )
 
 
 def ways(grid: np.ndarray) -> np.ndarray:
@@ -319,18 +391,27 @@ def ways(grid: np.ndarray) -> np.ndarray:
     columns = grid.shape[1]
     free = [(row, column) for row, column in np.argwhere(~grid)]
     table = np.zeros((grid.size, grid.size), np.int32)
+
+    def neighbors(cell: tuple) -> list[tuple]:
+        row, column = cell
+        return [(row + down, column + right) for down, right in MOVES]
+
+    def number(cell: tuple) -> int:
+        row, column = cell
+        return row * columns + column
+
     for goal in free:
+        # --- distances to the goal, breadth first ---
         distance = {goal: 0}
         queue = [goal]
-        for row, column in queue:
-            for down, right in MOVES:
-                neighbor = (row + down, column + right)
+        for cell in queue:
+            for neighbor in neighbors(cell):
                 if not grid[neighbor] and neighbor not in distance:
-                    distance[neighbor] = distance[row, column] + 1
+                    distance[neighbor] = distance[cell] + 1
                     queue.append(neighbor)
-        for row, column in distance:
-            neighbors = [(row + down, column + right) for down, right in MOVES]
-            reachable = [cell for cell in neighbors if cell in distance]
-            best = min(reachable, key=distance.__getitem__, default=(row, column))
-            table[goal[0] * columns + goal[1], row * columns + column] = best[0] * columns + best[1]
+        # --- from each cell to the neighbor that is nearest to it ---
+        for cell in distance:
+            reachable = [neighbor for neighbor in neighbors(cell) if neighbor in distance]
+            best = min(reachable, key=distance.__getitem__, default=cell)
+            table[number(goal), number(cell)] = number(best)
     return table

@@ -47,7 +47,8 @@ class Stitching(environment.Environment):
     def step_env(self, key: Array, state: State, action: Array, params: Any) -> tuple:
         reward = jnp.asarray(REWARDS)[jnp.minimum(state.time, 1), action]
         state = State(state.time + 1)
-        return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
+        terminated = self.is_terminated(state, params)
+        return self.get_obs(state), state, reward, terminated, {}
 
     def get_obs(self, state: State, params: Any = None, key: Any = None) -> Array:
         return jnp.float32(state.time)[None]
@@ -62,16 +63,19 @@ class Stitching(environment.Environment):
         """A function that draws both steps, what their actions pay, and where the state is."""
 
         def draw(ax: Any) -> None:
+            # --- an arrow for each action ---
             for step, action in np.ndindex(2, 2):
                 height = 0.4 - 0.8 * action
-                ax.annotate(
-                    "",
-                    (step + 0.9, 0),
-                    (step + 0.1, 0),
-                    arrowprops={"arrowstyle": "->", "connectionstyle": f"arc3,rad={-height}"},
-                )
+                style = {
+                    "arrowstyle": "->",
+                    "connectionstyle": f"arc3,rad={-height}",
+                }
+                start = (step + 0.1, 0)
+                end = (step + 0.9, 0)
+                ax.annotate("", end, start, arrowprops=style)
                 text = f"action {action}: {REWARDS[step, action]:g}"
                 ax.text(step + 0.5, 0.7 * height, text, ha="center", va="center")
+            # --- the steps, and the present one ---
             ax.plot([0, 1, 2], [0, 0, 0], "o", color="#BBBBBB", ms=20)
             ax.plot([int(state.time)], [0], "o", color="#4477AA", ms=20)
             ax.set(xlim=(-0.3, 2.3), ylim=(-0.8, 0.8), aspect="auto")
@@ -80,7 +84,8 @@ class Stitching(environment.Environment):
 
     def record(self, key: Array, params: Any, episodes: int = 32) -> dict[str, Array]:
         """Both episodes, each `episodes` times, as of `PointMaze.record`: [2 episodes, 2, ...]."""
-        action = np.repeat([[0, 0], [1, 1]], episodes, axis=0).astype(np.int32)
+        action = np.repeat([[0, 0], [1, 1]], episodes, axis=0)
+        action = action.astype(np.int32)
         step = np.broadcast_to(np.arange(2), action.shape)
         rows = {
             "obs": np.float32(step)[..., None],
