@@ -86,9 +86,11 @@ class State:
 
 def simplex(size, parts):
     """All distributions over `size` choices whose probabilities are multiples of 1 / `parts`."""
-    steps = np.arange(parts + 1)
-    points = np.stack(np.meshgrid(*[steps] * size, indexing="ij"), -1).reshape(-1, size)
-    return (points[points.sum(-1) == parts] / parts).astype(np.float32)
+    counts = np.arange(parts + 1)
+    axes = np.meshgrid(*[counts] * size, indexing="ij")
+    points = np.stack(axes, -1).reshape(-1, size)
+    points = points[points.sum(-1) == parts]
+    return (points / parts).astype(np.float32)
 
 
 def answer(linear, quadratic):
@@ -97,13 +99,20 @@ def answer(linear, quadratic):
     Shapes [..., B]. At the optimum all choices that are used have the same derivative, the level.
     """
     width = 0.5 / jnp.maximum(quadratic, FLATTEST)
+
+    # --- the level if only the first 1, 2, ... choices are used, cheapest first ---
     order = jnp.argsort(linear, axis=-1)
     linears = jnp.take_along_axis(linear, order, -1)
     widths = jnp.take_along_axis(width, order, -1)
-    levels = (1.0 + jnp.cumsum(widths * linears, -1)) / jnp.cumsum(widths, -1)
-    nu = width * jnp.maximum(levels.min(-1, keepdims=True) - linear, 0.0)
+    weighted = jnp.cumsum(widths * linears, -1)
+    levels = (1.0 + weighted) / jnp.cumsum(widths, -1)
+
+    # --- the lowest of them is the level at the optimum ---
+    level = levels.min(-1, keepdims=True)
+    nu = width * jnp.maximum(level - linear, 0.0)
     nu = nu / nu.sum(-1, keepdims=True)
-    return nu, (linear * nu + quadratic * nu**2).sum(-1)
+    minimum = (linear * nu + quadratic * nu**2).sum(-1)
+    return nu, minimum
 
 
 def solve(payoff, curvature, parts):
@@ -121,15 +130,23 @@ def solve(payoff, curvature, parts):
         return answer(mu @ payoff, mu**2 @ curvature)
 
     def best_of(mus):
-        return mus[jnp.argmax(worth(mus)[1])]
+        _, values = worth(mus)
+        return mus[jnp.argmax(values)]
+
+    # --- a grid over all strategies ---
+    mu = best_of(jnp.asarray(points))
+
+    # --- finer ones around the best, which stays among the candidates ---
+    offsets = points - points.mean(0)
 
     def zoom(mu, scale):
-        near = jnp.maximum(mu + scale * (points - points.mean(0)), 0.0)
+        near = jnp.maximum(mu + scale * offsets, 0.0)
         near = near / near.sum(-1, keepdims=True)
-        return best_of(jnp.concatenate([mu[None], near])), None
+        candidates = jnp.concatenate([mu[None], near])
+        return best_of(candidates), None
 
     scales = (4.0 / parts) ** jnp.arange(1, ZOOMS + 1)
-    mu, _ = jax.lax.scan(zoom, best_of(jnp.asarray(points)), scales)
+    mu, _ = jax.lax.scan(zoom, mu, scales)
     nu, value = worth(mu)
     return value, mu, nu
 
@@ -144,7 +161,8 @@ def from_last_step(solve_state, layers):
     def one_step(value, layer):
         return jax.vmap(solve_state, in_axes=(0, None))(layer, value)
 
-    end = jnp.zeros(jax.tree.leaves(layers)[0].shape[1])
+    num_states = jax.tree.leaves(layers)[0].shape[1]
+    end = jnp.zeros(num_states)
     return jax.lax.scan(one_step, end, layers, reverse=True)
 
 
@@ -153,9 +171,14 @@ def best_answer_value(first, game):
 
     def one_state(entry, value):
         mu, payoff, transition = entry
-        return (mu @ (payoff + transition @ value)).min(), None
+        payoff = payoff + transition @ value
+        columns = mu @ payoff
+        return columns.min(), None
 
-    return from_last_step(one_state, (first, game.payoff, game.transition))[0][0]
+    layers = (first, game.payoff, game.transition)
+    value, _ = from_last_step(one_state, layers)
+    # Games start in state 0.
+    return value[0]
 
 
 def nash_value(game, parts):
@@ -164,9 +187,13 @@ def nash_value(game, parts):
     def one_state(entry, value):
         payoff, transition = entry
         payoff = payoff + transition @ value
-        return solve(payoff, jnp.zeros_like(payoff), parts)[0], None
+        flat = jnp.zeros_like(payoff)
+        value, _, _ = solve(payoff, flat, parts)
+        return value, None
 
-    return from_last_step(one_state, (game.payoff, game.transition))[0][0]
+    layers = (game.payoff, game.transition)
+    value, _ = from_last_step(one_state, layers)
+    return value[0]
 
 
 class Estimate(NamedTuple):
@@ -184,9 +211,15 @@ def means(data):
     """What data say."""
     visits = data.count.sum(-1)
     divisor = jnp.maximum(visits, 1)
+    # A step earns 1 at most.
     horizon, num_states = visits.shape[:2]
-    cap = jnp.arange(horizon, 0, -1.0)[:, None] * jnp.ones(num_states)
-    return Estimate(visits, data.reward / divisor, data.count / divisor[..., None], cap)
+    steps_left = jnp.arange(horizon, 0, -1.0)
+    return Estimate(
+        visits=visits,
+        reward=data.reward / divisor,
+        transition=data.count / divisor[..., None],
+        cap=steps_left[:, None] * jnp.ones(num_states),
+    )
 
 
 def nash_of_mean(est, parts):
@@ -196,9 +229,12 @@ def nash_of_mean(est, parts):
         payoff = est.reward + est.transition @ value
         flat = jnp.zeros_like(payoff)
         value, mu, _ = solve(payoff, flat, parts)
-        return value, (mu, solve(-payoff.T, flat, parts)[1])
+        # To the min player it is the game of the negative payoffs.
+        _, nu, _ = solve(-payoff.T, flat, parts)
+        return value, Policy(mu, nu)
 
-    return Policy(*from_last_step(one_state, est)[1])
+    _, policy = from_last_step(one_state, est)
+    return policy
 
 
 def optimist(est, eta, parts):
@@ -206,12 +242,17 @@ def optimist(est, eta, parts):
 
     def one_state(est, value):
         known = est.visits > 0
-        payoff = jnp.where(known, est.reward + est.transition @ value, est.cap)
-        curvature = jnp.where(known, 0.25 / (eta * jnp.maximum(est.visits, 1)), 0.0)
+        mean = est.reward + est.transition @ value
+        payoff = jnp.where(known, mean, est.cap)
+        # A pair that is played with probability w is raised by w / (2 eta n). Less the loss this
+        # adds w^2 / (4 eta n).
+        loss_weight = eta * jnp.maximum(est.visits, 1)
+        curvature = jnp.where(known, 0.25 / loss_weight, 0.0)
         value, mu, nu = solve(payoff, curvature, parts)
-        return value, (mu, nu)
+        return value, Policy(mu, nu)
 
-    return Policy(*from_last_step(one_state, est)[1])
+    _, policy = from_last_step(one_state, est)
+    return policy
 
 
 def exploiter(est, eta, first):
@@ -220,14 +261,23 @@ def exploiter(est, eta, first):
 
     def one_state(entry, value):
         est, mu = entry
-        mu, visits = mu[:, None], jnp.maximum(est.visits, 1)
+        mu = mu[:, None]
+        visits = jnp.maximum(est.visits, 1)
+
+        # --- the hypothesis for each pair, no lower than what can be earned ---
         mean = est.reward + est.transition @ value
         lowered = jnp.maximum(mean - mu / (2 * eta * visits), -est.cap)
         loss = eta * visits * (lowered - mean) ** 2
-        columns = jnp.where(est.visits > 0, mu * lowered + loss, -mu * est.cap).sum(0)
-        return columns.min(), jax.nn.one_hot(jnp.argmin(columns), len(columns))
+        met = mu * lowered + loss
+        pairs = jnp.where(est.visits > 0, met, -mu * est.cap)
 
-    return from_last_step(one_state, (est, first))[1]
+        # --- the answer ---
+        columns = pairs.sum(0)
+        nu = jax.nn.one_hot(jnp.argmin(columns), len(columns))
+        return columns.min(), nu
+
+    _, second = from_last_step(one_state, (est, first))
+    return second
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -236,6 +286,8 @@ def exploiter(est, eta, first):
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- the world ---
     world = game_of(env)
+
+    # --- does it fit? ---
     points = (config.grid + 1) ** world.choices
     if points > 1_000_000:
         raise rlzoo.Refused(
@@ -247,7 +299,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         f"eta is {config.eta}, with which 1 / (4 eta) or eta times a count leaves float32; 0.01 to "
         "10 make sense, and in theory some constant / sqrt(episodes)",
     )
-    horizon, choices, num_states = world.horizon, world.choices, world.num_states
+
+    # --- sizes ---
+    horizon = world.horizon
+    choices = world.choices
+    num_states = world.num_states
     shape = (horizon, num_states, choices, choices)
     steps = jnp.arange(horizon)
 
@@ -256,16 +312,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         est = means(data)
         if config.method == "nash":
             return nash_of_mean(est, config.grid)
+        # --- the max player ---
         policy = optimist(est, config.eta, config.grid)
+        # --- the exploiter ---
         if config.method == "mex":
-            policy = policy._replace(second=exploiter(est, config.eta, policy.first))
+            second = exploiter(est, config.eta, policy.first)
+            policy = policy._replace(second=second)
         return policy
 
     def choose(policy, key):
         """A joint action for the strategies [..., A] of one state."""
-        keys = jax.random.split(key)
-        first = jax.random.categorical(keys[0], jnp.log(policy.first))
-        second = jax.random.categorical(keys[1], jnp.log(policy.second))
+        first_key, second_key = jax.random.split(key)
+        first = jax.random.categorical(first_key, jnp.log(policy.first))
+        second = jax.random.categorical(second_key, jnp.log(policy.second))
         return (first * choices + second).astype(jnp.int32)
 
     def play(policy, game, key):
@@ -276,13 +335,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             obs, inner = now
             policy, key = x
             choose_key, step_key = jax.random.split(key)
+            # --- act ---
             state = world.state_index(obs)
-            action = choose(jax.tree.map(lambda x: x[state], policy), choose_key)
+            here = jax.tree.map(lambda x: x[state], policy)
+            action = choose(here, choose_key)
+            # --- the game's step ---
             obs, inner, reward, *_ = world.step_env(step_key, inner, action, game)
-            return (obs, inner), (state, action, reward, world.state_index(obs))
+            next_state = world.state_index(obs)
+            return (obs, inner), (state, action, reward, next_state)
 
         start = world.reset_env(start_key, game)
-        return jax.lax.scan(one_step, start, (policy, jax.random.split(key, horizon)))[1]
+        keys = jax.random.split(key, horizon)
+        _, episode = jax.lax.scan(one_step, start, (policy, keys))
+        return episode
 
     def regret_of(policy, state):
         return state.value - best_answer_value(policy.first, state.game)
@@ -292,12 +357,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         game = world.draw(game_key, env.params)
         # Nothing is known yet, so the first strategies are random.
         uniform = jnp.ones(choices)
+        policy = Policy(
+            first=jax.random.dirichlet(first_key, uniform, shape[:2]),
+            second=jax.random.dirichlet(second_key, uniform, shape[:2]),
+        )
+        data = Data(
+            count=jnp.zeros((*shape, num_states)),
+            reward=jnp.zeros(shape),
+        )
         return State(
-            policy=Policy(
-                first=jax.random.dirichlet(first_key, uniform, shape[:2]),
-                second=jax.random.dirichlet(second_key, uniform, shape[:2]),
-            ),
-            data=Data(jnp.zeros((*shape, num_states)), jnp.zeros(shape)),
+            policy=policy,
+            data=data,
             game=jax.tree.map(jnp.asarray, game),
             value=nash_value(game, config.grid),
             regret=jnp.float32(0),
@@ -309,7 +379,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         # --- an episode ---
         states, actions, rewards, next_states = play(state.policy, state.game, play_key)
-        at = (steps, states, *jnp.divmod(actions, choices))
+        first, second = jnp.divmod(actions, choices)
+        at = (steps, states, first, second)
         data = Data(
             count=state.data.count.at[(*at, next_states)].add(1.0),
             reward=state.data.reward.at[at].add(rewards),
@@ -325,7 +396,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             regret=state.regret + regret,
             key=key,
         )
-        return state, {"train/regret": regret, "train/return": rewards.sum()}
+        metrics = {
+            "train/regret": regret,
+            "train/return": rewards.sum(),
+        }
+        return state, metrics
 
     def policy(state):
         return state.policy
@@ -335,12 +410,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return jnp.int32(0)
 
     def act(policy, memory, obs, reward, key):
-        now = jax.tree.map(lambda x: x[memory, world.state_index(obs)], policy)
-        return choose(now, key), memory + 1
+        state = world.state_index(obs)
+        here = jax.tree.map(lambda x: x[memory, state], policy)
+        return choose(here, key), memory + 1
 
     def evaluate(state, key):
-        exploitability = regret_of(state.policy, state)
-        return {"eval/regret": state.regret, "eval/exploitability": exploitability}
+        return {
+            "eval/regret": state.regret,
+            "eval/exploitability": regret_of(state.policy, state),
+        }
 
     return rlzoo.Algorithm(
         init,
