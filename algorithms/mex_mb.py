@@ -493,7 +493,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         def learn(state):
             counts = t * config.updates_per_step + jnp.arange(config.updates_per_step)
             keys = jax.random.split(update_key, config.updates_per_step)
-            body = lambda state, x: update(state, newest, *x)
+
+            def body(state, x):
+                count, key = x
+                return update(state, newest, count, key)
+
             state, losses = jax.lax.scan(body, state, (counts, keys))
             return state, rlzoo.total(losses)
 

@@ -19,7 +19,7 @@ that rlzoo makes itself.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -158,9 +158,11 @@ def windows(
     wanted = row + jnp.arange(length) - (length - 1 if pad == "left" else 0)
     index = jnp.clip(wanted, first, last)
     mask = wanted == index
-    blank = lambda x: jnp.where(
-        mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype)
-    )
+
+    def blank(x: jax.Array) -> jax.Array:
+        inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+        return jnp.where(inside, x, jnp.zeros((), x.dtype))
+
     return Windows(jax.tree.map(blank, rows(dataset, index)), mask, blank(index - first), index)
 
 
@@ -613,7 +615,10 @@ def check(dataset: Dataset | Mapping[str, Dataset], env: Env) -> None:
             f"obs of the data set are {list(dataset.obs.shape[1:])}, those of {env.id} are "
             f"{list(env.obs_shape)}"
         )
-    kind = lambda discrete: "discrete" if discrete else "continuous"
+
+    def kind(discrete: bool) -> str:
+        return "discrete" if discrete else "continuous"
+
     if dataset.discrete != env.discrete:
         raise Refused(
             f"actions of the data set are {kind(dataset.discrete)}, those of {env.id} are "
@@ -750,33 +755,41 @@ def describe(dataset: Dataset) -> str:
     if dataset.weights is not None:
         chance = np.diff(np.asarray(dataset.cumulative, np.int64), prepend=0) / 2.0**31
         facts["drawn"] = f"by weight: from episodes of return {chance @ returns:.4g} on average"
-    row = lambda name, values: f"{name:12}" + "".join(f"{value:>10}" for value in values)
-    spread = lambda x: [
-        f"{value:.4g}" for value in (x.mean(), *np.quantile(x, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))
-    ]
+
+    def spread(x: np.ndarray) -> list[str]:
+        quantiles = np.quantile(x, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1))
+        return [f"{value:.4g}" for value in (x.mean(), *quantiles)]
+
     return "\n".join(
         [
             *(f"{name:12} {value}" for name, value in facts.items()),
             "",
-            row("episodes", ("mean", "min", "10%", "25%", "50%", "75%", "90%", "max")),
-            *(row(name, spread(x)) for name, x in table.items()),
+            _row("episodes", ("mean", "min", "10%", "25%", "50%", "75%", "90%", "max")),
+            *(_row(name, spread(x)) for name, x in table.items()),
             "",
-            row("rows", ("mean", "min", "max")),
+            _row("rows", ("mean", "min", "max")),
             *(
                 line
                 for name in ("obs", "action", "reward")
-                for line in _ranges(name, np.asarray(getattr(dataset, name)), row)
+                for line in _ranges(name, np.asarray(getattr(dataset, name)))
             ),
         ]
     )
 
 
-def _ranges(name: str, x: np.ndarray, row: Callable) -> list[str]:
+def _row(name: str, values: Iterable[str]) -> str:
+    """A line of the table."""
+    return f"{name:12}" + "".join(f"{value:>10}" for value in values)
+
+
+def _ranges(name: str, x: np.ndarray) -> list[str]:
     """One line for an array, and one for each of its dimensions if they are few; shares of discrete
     actions."""
-    line = lambda name, x: row(
-        name, [f"{value:.4g}" for value in (x.mean(dtype=np.float64), x.min(), x.max())]
-    )
+
+    def line(name: str, x: np.ndarray) -> str:
+        numbers = (x.mean(dtype=np.float64), x.min(), x.max())
+        return _row(name, [f"{value:.4g}" for value in numbers])
+
     lines = [f"{line(name, x)}  {x.dtype}{list(x.shape)}"]
     if name == "action" and x.ndim == 1:
         shares = np.bincount(x) / len(x)

@@ -149,9 +149,8 @@ def _read_npz(path: Path) -> tuple[Arrays, str]:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
                 arrays[name] = file[name]
-    except (
-        Exception
-    ) as error:  # zipfile and numpy raise many kinds for a damaged file, and for pickles
+    except Exception as error:
+        # zipfile and numpy raise many kinds for a damaged file, and for pickles.
         raise Refused(f"{path}: {name} cannot be read: {error}") from None
     metadata = arrays.get("metadata")
     return arrays, str(metadata.flat[0]) if metadata is not None and metadata.size else ""

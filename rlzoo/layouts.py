@@ -355,9 +355,8 @@ def _with_successors(arrays: Arrays) -> Arrays:
 
 
 def _rescaled(action: np.ndarray, bounds: tuple[Any, Any]) -> np.ndarray:
-    low, high = (
-        np.float64(np.asarray(bound, np.float32)) for bound in bounds
-    )  # rounded as the actions were
+    # Rounded as the actions were.
+    low, high = (np.float64(np.asarray(bound, np.float32)) for bound in bounds)
     if action.dtype.kind != "f" or not np.all(np.isfinite(high - low) & (high > low)):
         raise Refused(
             f"bounds=({low}, {high}) of {action.dtype} actions: bounds must be finite, low < "

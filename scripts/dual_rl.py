@@ -310,8 +310,12 @@ def imitation(lab: Lab) -> Parts:
         lab, "imitation", {"bc, expert": Method("bc")}, {MIXES[0]: alone[MIXES[0]]}, MIXES[0]
     )
     runs |= {("bc, expert", mix): next(iter(one.values())) for mix in MIXES}
-    ours, few = "recoil, released", MIXES[1::2]
-    scarce = lambda name: np.mean([scores(runs[name, mix]) for mix in few], axis=0)
+    ours = "recoil, released"
+    few = MIXES[1::2]
+
+    def scarce(name: str) -> np.ndarray:
+        return np.mean([scores(runs[name, mix]) for mix in few], axis=0)
+
     claims = [
         claim(f"with few of the expert's episodes ReCOIL beats {other}", more, scarce(ours), mean)
         for other, mean in (

@@ -9,6 +9,7 @@ import functools
 import json
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ import numpy as np
 import probes  # noqa: F401  (registers the probe environments)
 import pytest
 import tiny_data
-from sizes import code_lines
 from together import quick_jit
 
 import rlzoo
@@ -27,6 +27,8 @@ from rlzoo.run.options import Options
 from rlzoo.run.program import Program
 from rlzoo.run.trees import is_key, named
 from rlzoo.suites.files import load
+
+style = load(Path(__file__).parent.parent / "scripts" / "check_style.py")
 
 TINY = {
     "num_envs": 2,
@@ -132,8 +134,9 @@ def test_docstring(name):
 def test_order_and_size(name):
     path = flags.find(name)
     text, tree = path.read_text(), ast.parse(path.read_text())
-    assert len(code_lines(text)) <= 400
-    assert max(map(len, text.splitlines())) <= 100
+    size = style.measure(text)
+    assert size.lines <= 400
+    assert size.longest <= 100
     assert all(field.doc for field in flags.read(path).fields), "every field has a docstring"
     how = kind_of(name).how
     search = how == "search"

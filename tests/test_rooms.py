@@ -5,9 +5,11 @@ import graphlib
 from pathlib import Path
 
 import pytest
-from sizes import code_lines
+
+from rlzoo.suites.files import load
 
 ROOT = Path(__file__).parent.parent
+style = load(ROOT / "scripts" / "check_style.py")
 WINGS = ["suites", "report", "run", "tools", "cli"]
 MAY_IMPORT = {
     "workbench": {"workbench", "envs"},
@@ -99,7 +101,7 @@ def test_no_circles():
 @pytest.mark.parametrize("wing", WINGS)
 def test_no_file_of_a_wing_is_long(wing):
     for path in (ROOT / "rlzoo" / wing).glob("*.py"):
-        assert len(code_lines(path.read_text())) <= 400, path
+        assert style.measure(path.read_text()).lines <= 400, path
 
 
 def test_every_wing_is_packaged():

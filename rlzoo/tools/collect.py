@@ -69,7 +69,10 @@ def policy(
 def random(env: str, episodes: int, *, seed: int = 0) -> Dataset:
     """Whole episodes of uniformly random actions in the environment called `env`."""
     made = make(env)
-    act = lambda policy, obs, key: made.random_action(key)
+
+    def act(policy: Any, obs: Any, key: jax.Array) -> jax.Array:
+        return made.random_action(key)
+
     data = record(made, act, None, episodes, jax.random.key(seed))
     return dataclasses.replace(data, source=f"random, seed {seed}")
 
@@ -155,13 +158,17 @@ def _player(
 
     def go(policy: Any, keys: Any, now: Episodes) -> tuple:
         choose, _ = acting(act, memory, policy, len(keys))
-        taken = lambda action, key: _taken(env, action, noise, jax.random.fold_in(key, NOISE))
+
+        def taken(action: Any, key: jax.Array) -> jax.Array:
+            return _taken(env, action, noise, jax.random.fold_in(key, NOISE))
 
         def noisy(remembered: Any, obs: Any, reward: Any, keys: Any) -> tuple:
             action, remembered = choose(remembered, obs, reward, keys)
             return jax.vmap(taken)(action, keys), remembered
 
-        step = lambda now, _: advance(env, noisy, keys, now)
+        def step(now: Episodes, _: None) -> tuple:
+            return advance(env, noisy, keys, now)
+
         return jax.lax.scan(step, now, length=STEPS)
 
     return jax.jit(start), jax.jit(go)
@@ -188,10 +195,8 @@ def replayed(state: Any, steps: int | None = None) -> Arrays:
     """The rows of the one replay buffer in a training state: of one environment after the other, in
     the order of time; the first `steps` of them alone, if that is given."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ReplayState | EnvState))
-    buffers, envs = (
-        [x for x in found if isinstance(x, ReplayState)],
-        [x for x in found if isinstance(x, EnvState)],
-    )
+    buffers = [x for x in found if isinstance(x, ReplayState)]
+    envs = [x for x in found if isinstance(x, EnvState)]
     if len(buffers) != 1 or len(envs) != 1:
         raise Refused(
             f"the run's training state holds {len(buffers)} replay buffers, must hold one"
@@ -203,9 +208,9 @@ def replayed(state: Any, steps: int | None = None) -> Arrays:
     if not size:
         raise Refused("the run's replay buffer is empty")
     oldest = int(buffer.pos) - size
-    index = (
-        ((oldest + np.arange(size)) % capacity).reshape(-1, num_envs).T
-    )  # it is written in blocks of num_envs rows
+    # It is written in blocks of num_envs rows.
+    places = (oldest + np.arange(size)) % capacity
+    index = places.reshape(-1, num_envs).T
     if steps is not None:
         index = index[:, : max(1, steps // num_envs)]
     arrays = {name: np.asarray(getattr(buffer.data, name))[index] for name in NAMES}

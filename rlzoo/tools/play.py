@@ -84,7 +84,10 @@ def _player(run: str | Path | None, random: str | None, member: int, env: Any) -
     """Environment, and of the policy `act` and memory as of `rlzoo.env.begin` and `advance`."""
     if run is None:
         env = registry.make(str(random))
-        act = lambda policy, obs, key: env.random_action(key)
+
+        def act(policy: Any, obs: Any, key: jax.Array) -> jax.Array:
+            return env.random_action(key)
+
         return env, *environments.acting(act, None, None, 1)
     found = trained(run, member, env=env)
     algorithm = found.algorithm

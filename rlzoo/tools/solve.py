@@ -176,7 +176,10 @@ def shipped(algorithm: str, env_id: str, make: Callable, Config: type, env: Any)
 def from_run(run: str, make: Callable, Config: type, env: Any) -> Trained:
     record = Record.read(run)
     config, policy = record.config(Config), trained(run).policy
-    shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
+
+    def shapes(tree: Any) -> list[tuple]:
+        return [x.shape for x in jax.tree.leaves(tree)]
+
     if shapes(policy) != shapes(_spec(make, config, env)):
         raise Refused(
             f"{run} holds a network of {record.description['algorithm']} for {config.env}, which "

@@ -140,8 +140,12 @@ def cost() -> list[dict[str, Any]]:
         algorithm = module.make(config, env)
 
         def chunk(state: Any) -> Any:
-            body = lambda state, t: (algorithm.step(state, t)[0], None)
-            return jax.lax.scan(body, state, 1 + jnp.arange(UPDATES))[0]
+            def body(state: Any, t: Any) -> tuple:
+                state, _ = algorithm.step(state, t)
+                return state, None
+
+            state, _ = jax.lax.scan(body, state, 1 + jnp.arange(UPDATES))
+            return state
 
         state = jax.jit(algorithm.init)(jax.random.key(0))
         compiled = jax.jit(chunk, donate_argnums=0)
