@@ -121,6 +121,24 @@ class Study:
             shutil.copy(work / file, target / file)
 
 
+@dataclass(frozen=True)
+class Lab:
+    """Where the arms of all studies of one script are run and kept."""
+
+    study: Study
+    processes: int
+
+    def arm(self, name: str, program: str, flags: str) -> report.Run:
+        """The record of one command line, made now if it is not there."""
+        return self.study.once(name, f"{program} {flags} --processes {self.processes}")
+
+    def draw(self, picture: str, runs: Iterable[report.Run], title: str) -> None:
+        """Learning curves as results/<study>/`picture`."""
+        path = self.study.folder / picture
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report.plot_curves(list(runs), path, title=title)
+
+
 def parser(about: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
     """Flags of every study: `--only NAME ...`, `--processes N` and `--dirty`."""
     layout = argparse.RawDescriptionHelpFormatter

@@ -5,6 +5,9 @@
     python scripts/mex.py --only stochastic   # 5 minutes
     python scripts/mex.py --only slope        # 4 minutes, with arms of stochastic
     python scripts/mex.py --only games        # 4 minutes
+    python scripts/mex.py --only model_free   # TD3 and MEX with several etas and forms
+    python scripts/mex.py --only model_based  # MBPO and MEX-MB
+    python scripts/mex.py --only cost         # what the term costs
     python scripts/mex.py --only linear       # 2 minutes, with arms of stochastic
 
 Each study tests a claim of Liu et al. 2023 (arXiv 2305.18258) at a size that fits a CPU. Its README
@@ -12,11 +15,11 @@ holds the claim, the commands, a table, and a verdict for every part of the clai
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from programs import mex_deep
 
-from rlzoo import report
+from rlzoo import report, study
 from rlzoo.study import (
     Claim,
     Study,
@@ -37,16 +40,8 @@ SEEDS = 20
 Parts = dict[str, str]
 
 
-@dataclass(frozen=True)
-class Lab:
-    """Where the arms of all studies are run and kept."""
-
-    study: Study
-    processes: int
-
-    def arm(self, name: str, program: str, flags: str) -> report.Run:
-        """The record of one command line, made now if it is not there."""
-        return self.study.once(name, f"{program} {flags} --processes {self.processes}")
+class Lab(study.Lab):
+    """Where the arms of all studies are run, tuned and kept."""
 
     def tuned(self, name: str, program: str, flags: str, field: str, grid: Sequence[float]) -> str:
         """The value of `field` with the lowest mean regret over seeds that are used for nothing
@@ -64,9 +59,6 @@ class Lab:
             shift = grid[-2] / grid[0] if place else grid[1] / grid[-1]
             grid = [value * shift for value in grid]
         return f"{best:.6g}"
-
-    def draw(self, picture: str, runs: Sequence[report.Run], title: str) -> None:
-        report.plot_curves(runs, self.study.folder / picture, title=title)
 
 
 def regrets(run: report.Run, **swept: float) -> np.ndarray:
@@ -339,6 +331,9 @@ STUDIES: dict[str, Callable[[Lab], Parts]] = {
     "slope": slope,
     "games": games,
     "linear": linear,
+    "model_free": mex_deep.model_free,
+    "model_based": mex_deep.model_based,
+    "cost": mex_deep.cost_parts,
 }
 
 

@@ -172,7 +172,7 @@ def one_game(lab: Lab, game: str, rates: tuple[str, ...] = RATES) -> Parts:
     claims = [
         claim(text, more, found[a], found[b]) for text, (a, b) in zip(texts, pairs, strict=True)
     ]
-    lab.draw(name, runs, game)
+    lab.draw(f"{name}/curves.png", runs.values(), game)
     return results(runs, ["loss"], claims) | {"highest": highest(runs, rates)}
 
 
@@ -198,7 +198,7 @@ def sticky(lab: Lab) -> Parts:
         claim("with sticky actions HL-Gauss beats c51", more, *pair("c51", "sticky")),
         claim("without them HL-Gauss beats c51", more, *pair("c51", "deterministic")),
     ]
-    lab.draw("sticky", runs, f"{BREAKOUT} with and without sticky actions")
+    lab.draw("sticky/curves.png", runs.values(), f"{BREAKOUT} with and without sticky actions")
     return results(runs, ["loss", "actions"], claims)
 
 
@@ -270,7 +270,7 @@ def noise(lab: Lab) -> Parts:
         )
         for eta in NOISES[1:]
     ]
-    lab.draw("noise", runs, f"{BREAKOUT}, offline, with noisy rewards")
+    lab.draw("noise/curves.png", runs.values(), f"{BREAKOUT}, offline, with noisy rewards")
     return results(runs, ["loss", "eta"], claims)
 
 
@@ -297,7 +297,7 @@ def sarsa(lab: Lab) -> Parts:
             *pair("sarsa"),
         ),
     ]
-    lab.draw("sarsa", runs, f"{BREAKOUT}, offline")
+    lab.draw("sarsa/curves.png", runs.values(), f"{BREAKOUT}, offline")
     return results(runs, ["loss", "target"], claims)
 
 
@@ -326,7 +326,7 @@ def long(lab: Lab) -> Parts:
         ),
         claim("HL-Gauss ends higher than mse", more, late["hl_gauss"], late["mse"]),
     ]
-    lab.draw("long", runs, f"{BREAKOUT}, offline, long")
+    lab.draw("long/curves.png", runs.values(), f"{BREAKOUT}, offline, long")
     return results(runs, ["loss"], claims)
 
 
@@ -374,7 +374,7 @@ def smoothing(lab: Lab) -> Parts:
         )
         for bins in BINS
     ]
-    lab.draw("smoothing", runs, f"HL-Gauss on {BREAKOUT}: bins and sigma")
+    lab.draw("smoothing/curves.png", runs.values(), f"HL-Gauss on {BREAKOUT}: bins and sigma")
     return {
         "table": table(["bins", *(f"sigma = {s} bins" for s in SIGMAS), "command"], body),
         "verdicts": verdict_list(claims),
@@ -410,7 +410,7 @@ def width(lab: Lab) -> Parts:
             found["mse", "1"],
         )
     ]
-    lab.draw("width", runs, f"{BREAKOUT}, by width")
+    lab.draw("width/curves.png", runs.values(), f"{BREAKOUT}, by width")
     return results(runs, ["loss", "width"], claims)
 
 
@@ -443,7 +443,7 @@ def experts(lab: Lab) -> Parts:
         claim(f"HL-Gauss gains by {n} experts over 1", more, ours[n], ours["1"]) for n in several
     ]
     claims += [claim(f"mse does not: 1 expert less {n}", more, mse["1"], mse[n]) for n in several]
-    lab.draw("experts", runs, f"{BREAKOUT}, by experts of a SoftMoE")
+    lab.draw("experts/curves.png", runs.values(), f"{BREAKOUT}, by experts of a SoftMoE")
     return results(runs, ["loss", "experts"], claims) | {"highest": highest(runs)}
 
 
@@ -476,7 +476,7 @@ def frozen(lab: Lab) -> Parts:
             found["untrained"],
         )
     ]
-    lab.draw("frozen", runs, f"{BREAKOUT}: a new head after half the steps")
+    lab.draw("frozen/curves.png", runs.values(), f"{BREAKOUT}: a new head after half the steps")
     return results(runs, ["features of"], claims)
 
 

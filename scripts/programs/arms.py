@@ -1,11 +1,9 @@
 """Arms of the studies in results/value_loss, one command line each, and what is made of them."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from rlzoo import report
-from rlzoo.study import Claim, Study, score, table, verdict_list
+from rlzoo import report, study
+from rlzoo.study import Claim, score, table, verdict_list
 
 SEEDS = 10
 Runs = dict[tuple[str, ...], report.Run]
@@ -28,16 +26,8 @@ SMALL = "--hidden 32 --channels 4"
 BREAKOUT = "Breakout-MinAtar"
 
 
-@dataclass(frozen=True)
-class Lab:
-    """Where the arms of all studies are run and kept."""
-
-    study: Study
-    processes: int
-
-    def arm(self, name: str, program: str, flags: str) -> report.Run:
-        """The record of one command line, made now if it is not there."""
-        return self.study.once(name, f"{program} {flags} --processes {self.processes}")
+class Lab(study.Lab):
+    """Where the arms of all studies are run, tuned and kept."""
 
     def tuned(self, name: str, program: str, flags: str, rates: tuple[str, ...] = RATES) -> str:
         """The learning rate with the highest mean over seeds that are used for nothing else.
@@ -58,11 +48,6 @@ class Lab:
         """The arm of the study `breakout`, which others share."""
         flags = f"{online(BREAKOUT, loss)} {final(self.tuned_on_breakout(loss))}"
         return self.arm(f"breakout/{loss}", PQN, flags)
-
-    def draw(self, name: str, runs: Runs, title: str) -> None:
-        folder = self.study.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        report.plot_curves(list(runs.values()), folder / "curves.png", title=title)
 
 
 def online(game: str, loss: str, network: str = STANDARD) -> str:
