@@ -116,19 +116,26 @@ def estimate(data, cap):
     """What `data` say."""
     visits = data.count.sum(-1)
     divisor = jnp.maximum(visits, 1)
-    return Estimate(visits, data.reward / divisor, data.count / divisor[..., None], cap)
+    return Estimate(
+        visits=visits,
+        reward=data.reward / divisor,
+        transition=data.count / divisor[..., None],
+        cap=cap,
+    )
 
 
 def best_action(policy):
     """Actions [...] of the highest value, for tables [..., A]."""
     best = policy.q >= policy.q.max(-1, keepdims=True)
-    return jnp.argmax(jnp.where(best, policy.order, -1.0), axis=-1)
+    candidates = jnp.where(best, policy.order, -1.0)
+    return jnp.argmax(candidates, axis=-1)
 
 
 def at_action(table, action):
     """`table` [..., A, ...] at `action` [...]."""
-    index = action.reshape(action.shape + (1,) * (table.ndim - action.ndim))
-    return jnp.take_along_axis(table, index, action.ndim).squeeze(action.ndim)
+    axis = action.ndim
+    index = action.reshape(action.shape + (1,) * (table.ndim - axis))
+    return jnp.take_along_axis(table, index, axis).squeeze(axis)
 
 
 def backward(q_of, layers):
@@ -142,8 +149,10 @@ def backward(q_of, layers):
         q = q_of(layer, value)
         return q.max(-1), q
 
-    end = jnp.zeros(jax.tree.leaves(layers)[0].shape[1])
-    return jax.lax.scan(one_step, end, layers, reverse=True)[1]
+    num_states = jax.tree.leaves(layers)[0].shape[1]
+    end = jnp.zeros(num_states)
+    _, q = jax.lax.scan(one_step, end, layers, reverse=True)
+    return q
 
 
 def optimistic_transition(transition, value, tilt):
@@ -161,7 +170,9 @@ def optimistic_transition(transition, value, tilt):
     tilt = tilt[..., None]
 
     def ratio(mu):
-        return jnp.where(seen, 1.0 / jnp.where(seen, 1.0 + tilt * (mu - value), 1.0), 0.0)
+        """p / transition where a successor was seen."""
+        divisor = jnp.where(seen, 1.0 + tilt * (mu - value), 1.0)
+        return jnp.where(seen, 1.0 / divisor, 0.0)
 
     # --- mu by Newton's method, from below, where it never overshoots ---
     floor = jnp.where(seen, value - (1.0 - transition) / tilt, -jnp.inf)
@@ -170,19 +181,26 @@ def optimistic_transition(transition, value, tilt):
 
     def newton(_, mu):
         p = transition * ratio(mu)
+        total = p.sum(-1, keepdims=True)
         excess = (p * (value - mu)).sum(-1, keepdims=True)
         slope = (p * ratio(mu)).sum(-1, keepdims=True)
-        return mu + p.sum(-1, keepdims=True) * excess / jnp.maximum(slope, NEGLIGIBLE)
+        return mu + total * excess / jnp.maximum(slope, NEGLIGIBLE)
 
     mu = jax.lax.fori_loop(0, NEWTON_STEPS, newton, mu)
 
     # --- what is left for the best unseen successor ---
     unseen = jnp.where(seen, -jnp.inf, value)
-    mu = jnp.maximum(mu, unseen.max(-1, keepdims=True) - 1.0 / tilt)
+    highest = unseen.max(-1, keepdims=True)
+    mu = jnp.maximum(mu, highest - 1.0 / tilt)
     p = transition * ratio(mu)
-    left = jnp.maximum(1.0 - p.sum(-1, keepdims=True), 0.0)
-    p = p + left * jax.nn.one_hot(jnp.argmax(unseen, axis=-1), value.size)
-    loss = (transition * jnp.log1p(jnp.where(seen, tilt * (mu - value), 0.0))).sum(-1)
+    total = p.sum(-1, keepdims=True)
+    left = jnp.maximum(1.0 - total, 0.0)
+    best_unseen = jax.nn.one_hot(jnp.argmax(unseen, axis=-1), value.size)
+    p = p + left * best_unseen
+
+    # --- the loss: transition / p is 1 / ratio ---
+    log_ratio = jnp.log1p(jnp.where(seen, tilt * (mu - value), 0.0))
+    loss = (transition * log_ratio).sum(-1)
     return p, loss / tilt[..., 0]
 
 
@@ -204,28 +222,38 @@ def sweep(occupancy, est, order, config, upper_bound=False):
     def one_step(carry, layer):
         value, loss = carry
         occupancy, est, order = layer
+        met = est.visits > 0
         weight = jnp.maximum(occupancy, NEGLIGIBLE)[:, None]
         tilt = weight / (config.eta * jnp.maximum(est.visits, 1))
 
-        # --- the best hypothesis for each action ---
-        transition, lost = est.transition, 0.0
+        # --- the best hypothesis for each action; losses are divided by the weight ---
+        transition = est.transition
+        lost = 0.0
         if config.method == "mex_mb":
             transition, lost = optimistic_transition(transition, value, tilt)
-        lost = jnp.where(est.visits > 0, lost + tilt / 4, 0.0)
-        q = jnp.where(est.visits > 0, est.reward + tilt / 2 + transition @ value, est.cap)
+        lost = jnp.where(met, lost + tilt / 4, 0.0)
+        raised = est.reward + tilt / 2
+        q = jnp.where(met, raised + transition @ value, est.cap)
 
         # --- the best action, by what it adds to the objective ---
         policy = Policy(q - lost, order)
         action = best_action(policy)
+
+        # --- the step before sees this action's transition, value and loss ---
         known = at_action(est.visits, action) > 0
-        transition = jnp.where(known[:, None], at_action(transition, action), 0.0)
+        chosen = at_action(transition, action)
+        transition = jnp.where(known[:, None], chosen, 0.0)
         value = at_action(policy.q if upper_bound else q, action)
-        loss = loss + (weight[:, 0] * at_action(lost, action)).sum()
+        added = weight[:, 0] * at_action(lost, action)
+        loss = loss + added.sum()
         return (value, loss), (policy, transition)
 
-    start = (jnp.zeros_like(occupancy[0]), jnp.zeros_like(occupancy[0, 0]))
+    no_value = jnp.zeros_like(occupancy[0])
+    no_loss = jnp.zeros_like(occupancy[0, 0])
     layers = (occupancy, est, order)
-    (value, loss), (policy, transition) = jax.lax.scan(one_step, start, layers, reverse=True)
+    carry, found = jax.lax.scan(one_step, (no_value, no_loss), layers, reverse=True)
+    value, loss = carry
+    policy, transition = found
     return policy, transition, value, loss
 
 
@@ -235,7 +263,8 @@ def occupancies(start, transition):
     def one_step(occupancy, transition):
         return occupancy @ transition, occupancy
 
-    return jax.lax.scan(one_step, start, transition)[1]
+    _, occupancy = jax.lax.scan(one_step, start, transition)
+    return occupancy
 
 
 def maximize(est, start, order, config):
@@ -246,36 +275,47 @@ def maximize(est, start, order, config):
     From both, `num_sweeps` sweeps go up; the better one is taken. The objective leaves the policy
     free in states that the hypothesis does not expect to reach: there it is that of the first.
     """
+    # --- two starts ---
     shape = est.visits.shape[:2]
-    optimist, above, most, _ = sweep(jnp.ones(shape), est, order, config, upper_bound=True)
+    certain = jnp.ones(shape)
+    optimist, above, most, _ = sweep(certain, est, order, config, upper_bound=True)
     if config.num_sweeps == 0:
         return optimist, start @ most
     _, neutral, _, _ = sweep(jnp.zeros(shape), est, order, config)
 
-    def ascend(transition):
-        def improve(transition, _):
-            occupancy = occupancies(start, transition)
-            policy, transition, value, loss = sweep(occupancy, est, order, config)
-            return transition, (policy.q, start @ value - loss)
+    # --- the ascent ---
+    def improve(transition, _):
+        occupancy = occupancies(start, transition)
+        policy, transition, value, loss = sweep(occupancy, est, order, config)
+        return transition, (policy.q, start @ value - loss)
 
+    def ascend(transition):
         transition, found = jax.lax.scan(improve, transition, length=config.num_sweeps)
         q, objective = jax.tree.map(lambda x: x[-1], found)
         return q, objective, occupancies(start, transition)
 
     found = jax.vmap(ascend)(jnp.stack([above, neutral]))
-    best = jnp.where(found[1][1] > found[1][0] + NEGLIGIBLE, 1, 0)
+
+    # --- the better of the two, by more than rounding ---
+    _, objectives, _ = found
+    best = jnp.where(objectives[1] > objectives[0] + NEGLIGIBLE, 1, 0)
     q, objective, occupancy = jax.tree.map(lambda x: x[best], found)
+
+    # --- states that it does not expect to reach ---
     expected = occupancy[..., None] > NEGLIGIBLE
-    return Policy(jnp.where(expected, q, optimist.q), order), objective
+    q = jnp.where(expected, q, optimist.q)
+    return Policy(q, order), objective
 
 
 def pair_features(num_states, num_actions, count):
     """Features of pairs of state and action, [S, A, count]: normal, or one-hot for a count of 0."""
-    shape = (num_states, num_actions)
     if count == 0:
-        return np.eye(num_states * num_actions, dtype=np.float32).reshape(*shape, -1)
-    drawn = np.random.default_rng(0).normal(size=(*shape, count))
-    return (drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)).astype(np.float32)
+        one_hot = np.eye(num_states * num_actions, dtype=np.float32)
+        return one_hot.reshape(num_states, num_actions, -1)
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(num_states, num_actions, count))
+    length = np.linalg.norm(drawn, axis=-1, keepdims=True)
+    return (drawn / length).astype(np.float32)
 
 
 def ridge_fit(features, visits, target, ridge):
@@ -285,11 +325,13 @@ def ridge_fit(features, visits, target, ridge):
     one-hot feature that was met n times: a hypothesis that deviates by delta from the fitted
     parameters has the loss delta' covariance delta.
     """
-    flat = features.reshape(-1, features.shape[-1])
+    size = features.shape[-1]
+    flat = features.reshape(-1, size)
     weighted = flat * visits.reshape(-1, 1)
-    covariance = weighted.T @ flat + ridge * jnp.eye(flat.shape[-1])
+    covariance = weighted.T @ flat + ridge * jnp.eye(size)
     solved = jnp.linalg.solve(covariance, flat.T)
-    fit = (target.reshape(-1) @ weighted) @ solved
+    moment = target.reshape(-1) @ weighted
+    fit = moment @ solved
     spread = (flat.T * solved).sum(0)
     return fit.reshape(visits.shape), spread.reshape(visits.shape)
 
@@ -299,10 +341,12 @@ def policy_value(choice, model):
 
     def one_step(value, layer):
         choice, transition, reward = layer
-        return (choice * (reward + transition @ value)).sum(-1), None
+        q = reward + transition @ value
+        return (choice * q).sum(-1), None
 
+    end = jnp.zeros(model.start.size)
     layers = (choice, model.transition, model.reward)
-    value, _ = jax.lax.scan(one_step, jnp.zeros(model.start.size), layers, reverse=True)
+    value, _ = jax.lax.scan(one_step, end, layers, reverse=True)
     return model.start @ value
 
 
@@ -312,8 +356,14 @@ def policy_value(choice, model):
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- the world ---
     world = finite_of(env)
-    horizon, num_states = world.horizon(env.params), world.num_states
+    horizon = world.horizon(env.params)
+    num_states = world.num_states
     shape = (horizon, num_states, env.num_actions)
+    model = world.model(env.params)
+    optimum = model.optimal_value()
+    steps = jnp.arange(horizon)
+
+    # --- does it fit? ---
     needed = 4 * int(np.prod(shape)) * num_states
     free = machine.available_bytes(jax.devices()[0])
     if free is not None and 4 * needed > free:
@@ -327,74 +377,74 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         f"eta is {config.eta}, with which 1 / (4 eta) or eta times a count leaves float32; 1e-3 "
         "to 1e6 make sense, and in theory some constant / sqrt(episodes)",
     )
-    model = world.model(env.params)
-    optimum = model.optimal_value()
     epsilon = config.epsilon if config.method == "epsilon_greedy" else 0.0
-    steps = jnp.arange(horizon)
+
+    # --- methods: action values [S, A] of a step from the values [S] of the next ---
+    def linear(est, value):
+        features = pair_features(num_states, env.num_actions, config.num_features)
+        target = est.reward + est.transition @ value
+        fit, spread = ridge_fit(features, est.visits, target, config.prior_count)
+        # What the best parameters for this pair add, less eta times their loss.
+        bonus = spread / (4 * config.eta)
+        return jnp.minimum(fit + bonus, est.cap)
+
+    def mean(est, value):
+        q = est.reward + est.transition @ value
+        return jnp.where(est.visits > 0, q, 0.0)
+
+    def bounded(est, value):
+        visits = jnp.maximum(est.visits, 1)
+        bonus = config.bonus * est.cap / jnp.sqrt(visits)
+        q = est.reward + bonus + est.transition @ value
+        q = jnp.minimum(q, est.cap)
+        return jnp.where(est.visits > 0, q, est.cap)
+
+    def sampled(layer, value):
+        reward, transition = layer
+        return reward + transition @ value
+
+    def perturbed(layer, value):
+        est, noise, visits = layer
+        # The prior's visits have targets of 0.
+        target = est.reward + est.transition @ value
+        total = est.visits * target
+        return total / visits + noise / jnp.sqrt(visits)
+
+    def draw_noise(key):
+        return config.noise_scale * jax.random.normal(key, shape)
 
     def plan(policy, data, key):
         """The policy of the next episode."""
-        est = estimate(data, jnp.asarray(model.cap))
-        known = est.visits > 0
-
-        def with_values(q_of, *more):
-            return policy._replace(q=backward(q_of, (est, *more)))
-
-        if config.method in ("mex", "mex_mb"):
-            return maximize(est, model.start, policy.order, config)[0]
-
-        if config.method == "mex_linear":
-            features = pair_features(num_states, env.num_actions, config.num_features)
-
-            def linear(est, value):
-                target = est.reward + est.transition @ value
-                fit, spread = ridge_fit(features, est.visits, target, config.prior_count)
-                return jnp.minimum(fit + spread / (4 * config.eta), est.cap)
-
-            return policy._replace(q=backward(linear, est))
-
-        if config.method == "estimation":
-
-            def mean(layer, value):
-                est, known = layer
-                return jnp.where(known, est.reward + est.transition @ value, 0.0)
-
-            return with_values(mean, known)
-
-        if config.method == "ucb":
-
-            def bounded(layer, value):
-                est, known = layer
-                bonus = config.bonus * est.cap / jnp.sqrt(jnp.maximum(est.visits, 1))
-                q = est.reward + bonus + est.transition @ value
-                return jnp.where(known, jnp.minimum(q, est.cap), est.cap)
-
-            return with_values(bounded, known)
-
         noise_key, transition_key = jax.random.split(key)
-        visits = est.visits + config.prior_count
-        noise = config.noise_scale * jax.random.normal(noise_key, shape)
-
-        if config.method == "psrl":
-            prior = data.count + config.prior_count
-            reward = data.reward / (est.visits + 1) + noise / jnp.sqrt(est.visits + 1)
-            transition = jax.random.dirichlet(transition_key, prior)
-
-            def sampled(layer, value):
-                _, reward, transition = layer
-                return reward + transition @ value
-
-            return with_values(sampled, reward, transition)
-
-        if config.method == "rlsvi":
-
-            def perturbed(layer, value):
-                est, noise, visits = layer
-                total = est.visits * (est.reward + est.transition @ value)
-                return total / visits + noise / jnp.sqrt(visits)
-
-            return with_values(perturbed, noise, visits)
-        return policy
+        est = estimate(data, jnp.asarray(model.cap))
+        match config.method:
+            # --- maximize to explore ---
+            case "mex" | "mex_mb":
+                best, _ = maximize(est, model.start, policy.order, config)
+                q = best.q
+            case "mex_linear":
+                q = backward(linear, est)
+            # --- no exploration of its own: the mean model; Q-learning, which is in `step` ---
+            case "estimation":
+                q = backward(mean, est)
+            case "epsilon_greedy":
+                q = policy.q
+            # --- optimism by a bonus ---
+            case "ucb":
+                q = backward(bounded, est)
+            # --- a model, or values, drawn at random ---
+            case "psrl":
+                visits = est.visits + 1
+                noise = draw_noise(noise_key)
+                reward = data.reward / visits + noise / jnp.sqrt(visits)
+                counts = data.count + config.prior_count
+                transition = jax.random.dirichlet(transition_key, counts)
+                q = backward(sampled, (reward, transition))
+            case "rlsvi":
+                visits = est.visits + config.prior_count
+                noise = draw_noise(noise_key)
+                q = backward(perturbed, (est, noise, visits))
+        return policy._replace(q=q)
 
     def play(policy, key):
         """One episode: states, actions, rewards and next states, [H] each."""
@@ -406,14 +456,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         def one_step(now, x):
             obs, inner = now
             policy, explore, random, key = x
+            # --- act ---
             state = world.state_index(obs)
-            action = best_action(jax.tree.map(lambda x: x[state], policy))
-            action = jnp.where(explore, random, action)
+            here = jax.tree.map(lambda x: x[state], policy)
+            action = jnp.where(explore, random, best_action(here))
+            # --- the environment's step, of a batch of one ---
             obs, inner, reward, *_ = env.step_inner(key[None], inner, action)
-            return (obs, inner), (state[0], action[0], reward[0], world.state_index(obs)[0])
+            next_state = world.state_index(obs)
+            return (obs, inner), (state[0], action[0], reward[0], next_state[0])
 
-        xs = (policy, explore, random, jax.random.split(key, horizon))
-        return jax.lax.scan(one_step, env.starts(start_key[None]), xs)[1]
+        start = env.starts(start_key[None])
+        keys = jax.random.split(key, horizon)
+        _, episode = jax.lax.scan(one_step, start, (policy, explore, random, keys))
+        return episode
 
     def choice(policy, epsilon):
         """Probabilities of actions [H, S, A]."""
@@ -422,8 +477,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def init(key):
         order_key, plan_key, key = jax.random.split(key, 3)
-        policy = Policy(jnp.zeros(shape), jax.random.uniform(order_key, shape))
-        data = Data(jnp.zeros((*shape, num_states)), jnp.zeros(shape))
+        policy = Policy(
+            q=jnp.zeros(shape),
+            order=jax.random.uniform(order_key, shape),
+        )
+        data = Data(
+            count=jnp.zeros((*shape, num_states)),
+            reward=jnp.zeros(shape),
+        )
         return State(
             policy=plan(policy, data, plan_key),
             data=data,
@@ -444,16 +505,22 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
 
         # --- regret; earned without the noise of rewards ---
-        regret = optimum - policy_value(choice(state.policy, epsilon), model)
-        solved = jnp.asarray(model.reward)[at].sum() >= optimum / 2
+        expected = policy_value(choice(state.policy, epsilon), model)
+        regret = optimum - expected
+        earned = jnp.asarray(model.reward)[at].sum()
+        solved = earned >= optimum / 2
         first = (state.first_solved == 0) & solved
 
-        # --- plan ---
+        # --- Q-learning ---
         policy = state.policy
         if config.method == "epsilon_greedy":
-            ahead = jnp.append(policy.q.max(-1)[steps[1:], next_states[:-1]], 0.0)
+            value = policy.q.max(-1)
+            ahead = jnp.append(value[steps[1:], next_states[:-1]], 0.0)
             error = rewards + ahead - policy.q[at]
-            policy = policy._replace(q=policy.q.at[at].add(config.step_size * error))
+            q = policy.q.at[at].add(config.step_size * error)
+            policy = policy._replace(q=q)
+
+        # --- plan ---
         state = State(
             policy=plan(policy, data, plan_key),
             data=data,
@@ -461,7 +528,11 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             first_solved=jnp.where(first, t + 1, state.first_solved),
             key=key,
         )
-        return state, {"train/regret": regret, "train/return": rewards.sum()}
+        metrics = {
+            "train/regret": regret,
+            "train/return": rewards.sum(),
+        }
+        return state, metrics
 
     def policy(state):
         return state.policy
@@ -471,8 +542,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return jnp.int32(0)
 
     def act(policy, memory, obs, reward, key):
-        now = jax.tree.map(lambda x: x[memory, world.state_index(obs)], policy)
-        return best_action(now).astype(jnp.int32), memory + 1
+        state = world.state_index(obs)
+        here = jax.tree.map(lambda x: x[memory, state], policy)
+        return best_action(here).astype(jnp.int32), memory + 1
 
     def evaluate(state, key):
         return {
