@@ -73,7 +73,8 @@ class Block(nn.Module):
         width = x.shape[-1]
         attention = nn.MultiHeadDotProductAttention(self.heads)
         x = x + attention(nn.LayerNorm()(x), mask=mask)
-        hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
+        hidden = nn.LayerNorm()(x)
+        hidden = nn.gelu(nn.Dense(4 * width)(hidden))
         return x + nn.Dense(width)(hidden)
 
 
@@ -95,9 +96,11 @@ class Transformer(nn.Module):
         # --- tokens ---
         time = nn.Embed(self.max_steps, self.width)(window.step)
         parts = (window.to_go[..., None], window.obs, window.action)
-        tokens = jnp.stack([nn.Dense(self.width)(part) + time for part in parts], axis=2)
+        tokens = [nn.Dense(self.width)(part) + time for part in parts]
+        tokens = jnp.stack(tokens, axis=2)
         count, context = window.to_go.shape
-        x = nn.LayerNorm()(tokens.reshape(count, 3 * context, self.width))
+        x = tokens.reshape(count, 3 * context, self.width)
+        x = nn.LayerNorm()(x)
         # --- who sees whom ---
         real = jnp.repeat(window.mask, 3, axis=1)
         causal = jnp.tril(jnp.ones((3 * context, 3 * context), bool))
@@ -106,6 +109,7 @@ class Transformer(nn.Module):
         # --- blocks ---
         for _ in range(self.layers):
             x = Block(self.heads)(x, mask[:, None])
+        # --- actions, off the observations' tokens ---
         x = nn.LayerNorm()(x).reshape(count, context, 3, self.width)
         return nn.Dense(self.outputs)(x[:, :, 1])
 
@@ -163,12 +167,20 @@ def actor_loss(params, window, action, net, discrete):
     def mean(x):
         return (window.mask * x).sum() / window.mask.sum()
 
+    # --- continuous ---
     if not discrete:
-        loss = mean(((jnp.tanh(out) - action) ** 2).mean(-1))
+        error = (jnp.tanh(out) - action) ** 2
+        loss = mean(error.mean(-1))
         return loss, {"loss/actor": loss}
-    loss = mean(optax.softmax_cross_entropy_with_integer_labels(out, action))
-    agreement = mean(jnp.argmax(out, axis=-1) == action)
-    return loss, {"loss/actor": loss, "train/agreement": agreement}
+
+    # --- discrete ---
+    entropy = optax.softmax_cross_entropy_with_integer_labels(out, action)
+    loss = mean(entropy)
+    metrics = {
+        "loss/actor": loss,
+        "train/agreement": mean(jnp.argmax(out, axis=-1) == action),
+    }
+    return loss, metrics
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -178,7 +190,8 @@ def rate_at(t, config):
     """The step size of update t, counted from 0."""
     if config.released_rate:
         return config.learning_rate / config.warmup_steps
-    return config.learning_rate * jnp.minimum((t + 1) / config.warmup_steps, 1.0)
+    risen = jnp.minimum((t + 1) / config.warmup_steps, 1.0)
+    return config.learning_rate * risen
 
 
 def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
@@ -195,7 +208,13 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     # --- network, optimizer ---
     outputs = env.num_actions if env.discrete else env.action_dim
-    net = Transformer(config.layers, config.heads, config.width, outputs, env.max_steps)
+    net = Transformer(
+        layers=config.layers,
+        heads=config.heads,
+        width=config.width,
+        outputs=outputs,
+        max_steps=env.max_steps,
+    )
     # One vector of all parameters: an update is then a few fused loops.
     optimizer = optax.flatten(
         optax.chain(
@@ -205,8 +224,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     )
 
     def standardize(policy, obs):
-        flat = env.flatten(policy.stats.mean), env.flatten(policy.stats.std)
-        return (env.flatten(obs) - flat[0]) / flat[1]
+        mean = env.flatten(policy.stats.mean)
+        std = env.flatten(policy.stats.std)
+        return (env.flatten(obs) - mean) / std
 
     def encode(action):
         return jax.nn.one_hot(action, outputs) if env.discrete else action
@@ -230,16 +250,23 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         data = own if dataset is None else dataset
         to_go = returns_to_go(data)
         best = to_go[data.starts[:-1]].max()
+        largest = jnp.abs(to_go).max()
         wanted = jnp.asarray(config.target_return, jnp.float32)
         # --- policy ---
         params = net.init(net_key, empty(1))
         policy = Policy(
             params=params,
             stats=stats(data, 1e-3),
-            scale=jnp.maximum(jnp.abs(to_go).max(), 1e-6),
+            scale=jnp.maximum(largest, 1e-6),
             target=jnp.where(jnp.isnan(wanted), best, wanted),
         )
-        return State(policy, optimizer.init(params), own, to_go, key)
+        return State(
+            policy=policy,
+            opt_state=optimizer.init(params),
+            own=own,
+            to_go=to_go,
+            key=key,
+        )
 
     def step(state, t):
         # --- sample ---
@@ -260,8 +287,10 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             policy.params, window, drawn.batch.action, net, env.discrete
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, policy.params)
-        updates = jax.tree.map(lambda x: rate_at(t, config) * x, updates)
-        policy = policy._replace(params=optax.apply_updates(policy.params, updates))
+        rate = rate_at(t, config)
+        updates = jax.tree.map(lambda x: rate * x, updates)
+        params = optax.apply_updates(policy.params, updates)
+        policy = policy._replace(params=params)
         metrics["train/target"] = rlzoo.last(policy.target)
         return state.replace(policy=policy, opt_state=opt_state, key=key), metrics
 
@@ -283,14 +312,17 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             step=jnp.minimum(time, env.max_steps - 1),
             mask=jnp.bool_(True),
         )
-        window = jax.tree.map(
-            lambda x, new: jnp.roll(x, -1, axis=1).at[0, -1].set(new), window, now
-        )
+
+        def shift(x, new):
+            return jnp.roll(x, -1, axis=1).at[0, -1].set(new)
+
+        window = jax.tree.map(shift, window, now)
         # --- act, and remember the action ---
         out = net.apply(policy.params, window)[0, -1]
         action = jnp.argmax(out) if env.discrete else jnp.tanh(out)
         taken = window.action.at[0, -1].set(encode(action))
-        return action, (window._replace(action=taken), to_go, time + 1)
+        window = window._replace(action=taken)
+        return action, (window, to_go, time + 1)
 
     return rlzoo.Algorithm(init, step, policy, act, memory=memory, updates_per_call=1)
 

@@ -59,7 +59,9 @@ def mish(x):
 
 def layer(x, width):
     """A dense layer, normalized: [..., inputs] to [..., width]."""
-    return mish(nn.LayerNorm(epsilon=1e-5)(nn.Dense(width)(x)))
+    x = nn.Dense(width)(x)
+    x = nn.LayerNorm(epsilon=1e-5)(x)
+    return mish(x)
 
 
 class Block(nn.Module):
@@ -69,10 +71,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, condition):
-        scale, shift = jnp.split(nn.Dense(2 * self.width)(condition), 2, axis=-1)
+        film = nn.Dense(2 * self.width)(condition)
+        scale, shift = jnp.split(film, 2, axis=-1)
         hidden = scale * layer(x, self.width) + shift
         hidden = layer(hidden, self.width)
-        return hidden + (x if x.shape[-1] == self.width else nn.Dense(self.width)(x))
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width)(x)
+        return hidden + x
 
 
 class UNet(nn.Module):
@@ -90,23 +95,36 @@ class UNet(nn.Module):
         outputs = x.shape[-1]
         # --- condition ---
         half = self.embedding // 2
-        angle = k[..., None] * jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
+        frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
+        angle = k[..., None] * frequency
         embedded = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         embedded = mish(nn.Dense(4 * self.embedding)(embedded))
         embedded = nn.Dense(self.embedding)(embedded)
-        condition = jnp.concatenate([embedded, obs, jnp.zeros_like(obs[..., :1])], axis=-1)
+        room = jnp.zeros_like(obs[..., :1])
+        condition = jnp.concatenate([embedded, obs, room], axis=-1)
+
+        def two_blocks(x, width):
+            # Flax numbers modules in the order in which they are made.
+            second = Block(width)
+            first = Block(width)
+            x = first(x, condition)
+            return second(x, condition)
+
         # --- down ---
         skips = []
         for width in self.widths:
-            x = Block(width)(Block(width)(x, condition), condition)
+            x = two_blocks(x, width)
             skips.append(x)
         # --- middle ---
-        x = Block(self.widths[-1])(Block(self.widths[-1])(x, condition), condition)
+        x = two_blocks(x, self.widths[-1])
         # --- up; the first skip is not used ---
         for width in self.widths[-2::-1]:
             x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = Block(width)(Block(width)(x, condition), condition)
-        return nn.Dense(outputs)(layer(x, self.widths[0]))
+            x = two_blocks(x, width)
+        # --- the noise ---
+        head = nn.Dense(outputs)
+        x = layer(x, self.widths[0])
+        return head(x)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -145,17 +163,23 @@ def noise_schedule(steps):
     """The squared-cosine schedule of Nichol & Dhariwal 2021 (arXiv 2102.09672, equation 17)."""
     time = np.arange(steps + 1) / steps
     level = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
-    beta = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
+    beta = 1.0 - level[1:] / level[:-1]
+    beta = np.minimum(beta, 0.999)
     kept = np.cumprod(1.0 - beta)
     before = np.append(1.0, kept[:-1])
-    return Schedule(*(x.astype(np.float32) for x in (beta, kept, before)))
+    return Schedule(
+        beta=beta.astype(np.float32),
+        kept=kept.astype(np.float32),
+        before=before.astype(np.float32),
+    )
 
 
 def behavior_loss(params, obs, action, k, noise, net, schedule):
     """Mean squared error of the noise found in noised actions (Ho et al. 2020, equation 14)."""
     kept = jnp.asarray(schedule.kept)[k][:, None]
     noised = jnp.sqrt(kept) * action + jnp.sqrt(1.0 - kept) * noise
-    loss = ((net.apply(params, noised, k, obs) - noise) ** 2).mean()
+    predicted = net.apply(params, noised, k, obs)
+    loss = ((predicted - noise) ** 2).mean()
     return loss, {"loss/behavior": loss}
 
 
@@ -164,28 +188,36 @@ def denoise(params, obs, key, net, schedule, action_dim):
 
     The clean action that each step supposes is clipped to [-1, 1], and so is the result.
     """
-    steps = len(schedule.beta)
     start_key, key = jax.random.split(key)
-    shape = (*obs.shape[:-1], action_dim)
+    count = obs.shape[:-1]
+    shape = (*count, action_dim)
 
     def back(x, coefficients):
         k, beta, kept, before = coefficients
-        noise = net.apply(params, x, jnp.full(obs.shape[:-1], k), obs)
+        # --- the clean action ---
+        noise = net.apply(params, x, jnp.full(count, k), obs)
         clean = (x - jnp.sqrt(1.0 - kept) * noise) / jnp.sqrt(kept)
         clean = jnp.clip(clean, -1.0, 1.0)
+        # --- a step towards it; without noise in the last ---
         mean = jnp.sqrt(before) * beta * clean + jnp.sqrt(1.0 - beta) * (1.0 - before) * x
-        deviation = jnp.sqrt((1.0 - before) / (1.0 - kept) * beta)  # 0 in the last step
+        mean = mean / (1.0 - kept)
+        variance = (1.0 - before) / (1.0 - kept) * beta
+        deviation = jnp.sqrt(variance)
         fresh = jax.random.normal(jax.random.fold_in(key, k), shape)
-        return mean / (1.0 - kept) + deviation * fresh, None
+        return mean + deviation * fresh, None
 
-    coefficients = (jnp.arange(steps), *map(jnp.asarray, schedule))
+    steps = jnp.arange(len(schedule.beta))
+    coefficients = (steps, *map(jnp.asarray, schedule))
     backwards = jax.tree.map(lambda x: x[::-1], coefficients)
-    return jax.lax.scan(back, jax.random.normal(start_key, shape), backwards)[0]
+    start = jax.random.normal(start_key, shape)
+    action, _ = jax.lax.scan(back, start, backwards)
+    return action
 
 
 def average_decay(t):
     """How much of the moving average stays at update t, counted from 0; nothing at the first."""
-    return jnp.where(t == 0, 0.0, jnp.minimum((1.0 + t) / (10.0 + t), 0.9999))
+    decay = jnp.minimum((1.0 + t) / (10.0 + t), 0.9999)
+    return jnp.where(t == 0, 0.0, decay)
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -203,12 +235,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     net = UNet(config.widths, config.embedding)
     schedule = noise_schedule(config.diffusion_steps)
     # One vector of all parameters: an update is then a few fused loops.
-    optimizer = optax.flatten(optax.adamw(config.learning_rate, weight_decay=config.weight_decay))
+    adamw = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = optax.flatten(adamw)
 
     def init(key):
         net_key, data_key, key = jax.random.split(key, 3)
+        x = jnp.zeros((1, action_dim))
+        k = jnp.zeros(1)
         obs = env.flatten(jnp.zeros((1, *env.obs_shape)))
-        params = net.init(net_key, jnp.zeros((1, action_dim)), jnp.zeros(1), obs)
+        params = net.init(net_key, x, k, obs)
         return State(
             own=recorded(env, data_key) if dataset is None else None,
             params=params,
@@ -222,12 +257,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         row_key, step_key, noise_key, key = jax.random.split(state.key, 4)
         data = state.own if dataset is None else dataset
         batch = sample(data, row_key, config.batch_size)
+        obs = env.flatten(batch.obs)
         k = jax.random.randint(step_key, (config.batch_size,), 0, config.diffusion_steps)
         noise = jax.random.normal(noise_key, batch.action.shape)
 
         # --- gradient step ---
         grads, metrics = jax.grad(behavior_loss, has_aux=True)(
-            state.params, env.flatten(batch.obs), batch.action, k, noise, net, schedule
+            state.params,
+            obs,
+            batch.action,
+            k,
+            noise,
+            net,
+            schedule,
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -235,13 +277,20 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         # --- moving average ---
         share = 1.0 - average_decay(t)
         average = optax.incremental_update(params, state.average, share)
-        return state.replace(params=params, average=average, opt_state=opt_state, key=key), metrics
+        state = state.replace(
+            params=params,
+            average=average,
+            opt_state=opt_state,
+            key=key,
+        )
+        return state, metrics
 
     def policy(state):
         return Policy(state.average)
 
     def act(policy, obs, key):
-        return denoise(policy.average, env.flatten(obs), key, net, schedule, action_dim)
+        obs = env.flatten(obs)
+        return denoise(policy.average, obs, key, net, schedule, action_dim)
 
     return rlzoo.Algorithm(init, step, policy, act, updates_per_call=1)
 

@@ -122,7 +122,9 @@ def mish(x):
 
 def layer(x, width):
     """A dense layer, normalized: [..., inputs] to [..., width]."""
-    return mish(nn.LayerNorm(epsilon=1e-5)(nn.Dense(width)(x)))
+    x = nn.Dense(width)(x)
+    x = nn.LayerNorm(epsilon=1e-5)(x)
+    return mish(x)
 
 
 class Block(nn.Module):
@@ -132,10 +134,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, condition):
-        scale, shift = jnp.split(nn.Dense(2 * self.width)(condition), 2, axis=-1)
+        film = nn.Dense(2 * self.width)(condition)
+        scale, shift = jnp.split(film, 2, axis=-1)
         hidden = scale * layer(x, self.width) + shift
         hidden = layer(hidden, self.width)
-        return hidden + (x if x.shape[-1] == self.width else nn.Dense(self.width)(x))
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width)(x)
+        return hidden + x
 
 
 class UNet(nn.Module):
@@ -153,23 +158,36 @@ class UNet(nn.Module):
         outputs = x.shape[-1]
         # --- condition ---
         half = self.embedding // 2
-        angle = k[..., None] * jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
+        frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
+        angle = k[..., None] * frequency
         embedded = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         embedded = mish(nn.Dense(4 * self.embedding)(embedded))
         embedded = nn.Dense(self.embedding)(embedded)
-        condition = jnp.concatenate([embedded, obs, jnp.zeros_like(obs[..., :1])], axis=-1)
+        room = jnp.zeros_like(obs[..., :1])
+        condition = jnp.concatenate([embedded, obs, room], axis=-1)
+
+        def two_blocks(x, width):
+            # Flax numbers modules in the order in which they are made.
+            second = Block(width)
+            first = Block(width)
+            x = first(x, condition)
+            return second(x, condition)
+
         # --- down ---
         skips = []
         for width in self.widths:
-            x = Block(width)(Block(width)(x, condition), condition)
+            x = two_blocks(x, width)
             skips.append(x)
         # --- middle ---
-        x = Block(self.widths[-1])(Block(self.widths[-1])(x, condition), condition)
+        x = two_blocks(x, self.widths[-1])
         # --- up; the first skip is not used ---
         for width in self.widths[-2::-1]:
             x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = Block(width)(Block(width)(x, condition), condition)
-        return nn.Dense(outputs)(layer(x, self.widths[0]))
+            x = two_blocks(x, width)
+        # --- the noise ---
+        head = nn.Dense(outputs)
+        x = layer(x, self.widths[0])
+        return head(x)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -246,17 +264,23 @@ def noise_schedule(steps):
     """The squared-cosine schedule of Nichol & Dhariwal 2021 (arXiv 2102.09672, equation 17)."""
     time = np.arange(steps + 1) / steps
     level = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
-    beta = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
+    beta = 1.0 - level[1:] / level[:-1]
+    beta = np.minimum(beta, 0.999)
     kept = np.cumprod(1.0 - beta)
     before = np.append(1.0, kept[:-1])
-    return Schedule(*(x.astype(np.float32) for x in (beta, kept, before)))
+    return Schedule(
+        beta=beta.astype(np.float32),
+        kept=kept.astype(np.float32),
+        before=before.astype(np.float32),
+    )
 
 
 def behavior_loss(params, obs, action, k, noise, net, schedule):
     """Mean squared error of the noise found in noised actions (Ho et al. 2020, equation 14)."""
     kept = jnp.asarray(schedule.kept)[k][:, None]
     noised = jnp.sqrt(kept) * action + jnp.sqrt(1.0 - kept) * noise
-    loss = ((net.apply(params, noised, k, obs) - noise) ** 2).mean()
+    predicted = net.apply(params, noised, k, obs)
+    loss = ((predicted - noise) ** 2).mean()
     return loss, {"loss/behavior": loss}
 
 
@@ -265,33 +289,42 @@ def denoise(params, obs, key, net, schedule, action_dim):
 
     The clean action that each step supposes is clipped to [-1, 1], and so is the result.
     """
-    steps = len(schedule.beta)
     start_key, key = jax.random.split(key)
-    shape = (*obs.shape[:-1], action_dim)
+    count = obs.shape[:-1]
+    shape = (*count, action_dim)
 
     def back(x, coefficients):
         k, beta, kept, before = coefficients
-        noise = net.apply(params, x, jnp.full(obs.shape[:-1], k), obs)
+        # --- the clean action ---
+        noise = net.apply(params, x, jnp.full(count, k), obs)
         clean = (x - jnp.sqrt(1.0 - kept) * noise) / jnp.sqrt(kept)
         clean = jnp.clip(clean, -1.0, 1.0)
+        # --- a step towards it; without noise in the last ---
         mean = jnp.sqrt(before) * beta * clean + jnp.sqrt(1.0 - beta) * (1.0 - before) * x
-        deviation = jnp.sqrt((1.0 - before) / (1.0 - kept) * beta)  # 0 in the last step
+        mean = mean / (1.0 - kept)
+        variance = (1.0 - before) / (1.0 - kept) * beta
+        deviation = jnp.sqrt(variance)
         fresh = jax.random.normal(jax.random.fold_in(key, k), shape)
-        return mean / (1.0 - kept) + deviation * fresh, None
+        return mean + deviation * fresh, None
 
-    coefficients = (jnp.arange(steps), *map(jnp.asarray, schedule))
+    steps = jnp.arange(len(schedule.beta))
+    coefficients = (steps, *map(jnp.asarray, schedule))
     backwards = jax.tree.map(lambda x: x[::-1], coefficients)
-    return jax.lax.scan(back, jax.random.normal(start_key, shape), backwards)[0]
+    start = jax.random.normal(start_key, shape)
+    action, _ = jax.lax.scan(back, start, backwards)
+    return action
 
 
 def average_decay(t):
     """How much of the moving average stays at update t, counted from 0; nothing at the first."""
-    return jnp.where(t == 0, 0.0, jnp.minimum((1.0 + t) / (10.0 + t), 0.9999))
+    decay = jnp.minimum((1.0 + t) / (10.0 + t), 0.9999)
+    return jnp.where(t == 0, 0.0, decay)
 
 
 def actor_loss(params, x, action, net):
     """Mean squared error of actions [n, action_dim] at inputs x [n, obs_dim + 1]."""
-    loss = ((net.apply(params, x) - action) ** 2).mean()
+    predicted = net.apply(params, x)
+    loss = ((predicted - action) ** 2).mean()
     return loss, {"loss/actor": loss}
 
 
@@ -327,9 +360,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     net = MLP(config.hidden, action_dim)
     # One vector of all parameters: an update is then a few fused loops.
     behavior_optimizer = optax.flatten(optax.adamw(1.0, weight_decay=1e-6))
-    optimizer = optax.flatten(
-        optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(1.0))
-    )
+    decay = optax.add_decayed_weights(config.weight_decay)
+    optimizer = optax.flatten(optax.chain(decay, optax.adam(1.0)))
 
     # --- accepted rollouts ---
     example = Rollout(
@@ -354,21 +386,25 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         own = recorded(env, data_key) if dataset is None else None
         data = own if dataset is None else dataset
         # --- networks ---
+        x = jnp.zeros((1, action_dim))
+        k = jnp.zeros(1)
         obs = jnp.zeros((1, obs_dim))
-        behavior_params = unet.init(unet_key, jnp.zeros((1, action_dim)), jnp.zeros(1), obs)
+        behavior_params = unet.init(unet_key, x, k, obs)
+        behavior = Behavior(
+            params=behavior_params,
+            average=behavior_params,
+            opt_state=behavior_optimizer.init(behavior_params),
+        )
         params = net.init(net_key, jnp.zeros(obs_dim + 1))
         scale = Scale(jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1))
+        returns = returns_to_go(data)[data.starts[:-1]]
         return State(
             own=own,
-            data_best=returns_to_go(data)[data.starts[:-1]].max(),
+            data_best=returns.max(),
             model=ensemble.init(model_key),
             model_key=fit_key,
             fitted=jnp.bool_(False),
-            behavior=Behavior(
-                params=behavior_params,
-                average=behavior_params,
-                opt_state=behavior_optimizer.init(behavior_params),
-            ),
+            behavior=behavior,
             kept=buffer.init(),
             tried=jnp.int32(0),
             highest=jnp.float32(-jnp.inf),
@@ -402,7 +438,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
         rate = config.behavior_learning_rate
         if config.released_warmup:
-            rate = rate * (t // max(1, len(data) // config.batch_size)) / 500.0
+            updates_per_epoch = max(1, len(data) // config.batch_size)
+            epoch = t // updates_per_epoch
+            rate = rate * epoch / 500.0
         updates, opt_state = behavior_optimizer.update(grads, behavior.opt_state, behavior.params)
         updates = jax.tree.map(lambda x: rate * x, updates)
         params = optax.apply_updates(behavior.params, updates)
@@ -426,16 +464,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         if config.model == "true":
             begun = env.reset(start_key, count)
             keys = jax.random.split(roll_key, horizon)
-            _, _, steps, _, _ = env.rollout(
-                begun,
-                lambda _, obs, key: (None, behave(obs, key), None),
-                None,
-                keys,
-                key,
-                horizon,
-                t,
-            )
-            over = jnp.cumsum(done(steps), axis=0) - done(steps)
+
+            def act(_, obs, key):
+                return None, behave(obs, key), None
+
+            _, _, steps, _, _ = env.rollout(begun, act, None, keys, key, horizon, t)
+            # Only the steps of the first episode count.
+            ends = done(steps)
+            over = jnp.cumsum(ends, axis=0) - ends
             valid = over == 0
             reward = jnp.where(valid, steps.reward, 0.0)
             fine = jnp.ones(count, bool)
@@ -445,11 +481,15 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             starts = data.obs[data.starts[episode]]
 
             def within(x, known):
-                return jnp.clip(x, known.min(0), known.max(0)) if config.clip else x
+                if not config.clip:
+                    return x
+                return jnp.clip(x, known.min(0), known.max(0))
 
             def imagine(key, obs, action):
                 next_obs, reward = ensemble.step(state.model, key, obs, action)
-                return within(next_obs, data.obs), within(reward, data.reward)
+                next_obs = within(next_obs, data.obs)
+                reward = within(reward, data.reward)
+                return next_obs, reward
 
             steps, valid = dynamics.rollout(imagine, behave, starts, roll_key, horizon)
             reward = steps.reward
@@ -458,7 +498,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         # --- filter ---
         to_go = jnp.cumsum(reward[::-1], axis=0)[::-1]
         total = to_go[0]
-        good = fine & (total > state.data_best) if config.accept == "better" else fine
+        good = fine
+        if config.accept == "better":
+            good = fine & (total > state.data_best)
         rollouts = Rollout(steps.obs, steps.action, to_go)
         rollouts = jax.tree.map(lambda x: x.swapaxes(0, 1), rollouts)
 
@@ -484,7 +526,9 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def start_policy(states, configs):
         """Scale and target of each member, from its accepted rollouts."""
-        scales = []
+        means = []
+        stds = []
+        targets = []
         for member, size in enumerate(states.kept.size):
             if size == 0:
                 raise rlzoo.Refused(
@@ -495,10 +539,14 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
                 )
             kept = jax.tree.map(lambda x, m=member, n=size: x[m, :n], states.kept.data)
             seen = np.concatenate([kept.obs, kept.to_go[..., None]], axis=-1)
-            scales.append((seen.mean((0, 1)), seen.std((0, 1)) + 1e-3, kept.to_go[:, 0].max()))
-        mean, std, target = map(np.stack, zip(*scales, strict=True))
-        scale = Scale(mean, std) if config.normalize else states.policy.scale
-        return states.replace(policy=states.policy._replace(scale=scale, target=target))
+            means.append(seen.mean((0, 1)))
+            stds.append(seen.std((0, 1)) + 1e-3)
+            targets.append(kept.to_go[:, 0].max())
+        policy = states.policy._replace(target=np.stack(targets))
+        if config.normalize:
+            scale = Scale(np.stack(means), np.stack(stds))
+            policy = policy._replace(scale=scale)
+        return states.replace(policy=policy)
 
     def fit_policy(state, t):
         # --- sample ---
@@ -516,7 +564,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         if config.anneal_lr:
             rate = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * t / config.policy_updates))
         updates = jax.tree.map(lambda x: rate * x, updates)
-        policy = policy._replace(params=optax.apply_updates(policy.params, updates))
+        params = optax.apply_updates(policy.params, updates)
+        policy = policy._replace(params=params)
         metrics["train/target"] = rlzoo.last(policy.target)
         return state.replace(policy=policy, opt_state=opt_state, key=key), metrics
 
@@ -529,7 +578,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def act(policy, memory, obs, reward, key):
         to_go = memory - reward
-        out = net.apply(policy.params, inputs(policy.scale, obs, to_go))
+        x = inputs(policy.scale, obs, to_go)
+        out = net.apply(policy.params, x)
         return jnp.clip(out, -1.0, 1.0), to_go
 
     fits = max(1, config.model_epochs // config.epochs_per_call)

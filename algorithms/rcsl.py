@@ -104,16 +104,26 @@ def actor_loss(params, x, action, net, discrete):
     logits, or, where the network has one output, the squared error of their number.
     """
     out = net.apply(params, x)
+
+    # --- continuous ---
     if not discrete:
         loss = ((out - action) ** 2).mean()
         return loss, {"loss/actor": loss}
+
+    # --- discrete ---
     if out.shape[-1] == 1:
-        loss = ((out[:, 0] - action) ** 2).mean()
-        chosen = jnp.round(out[:, 0])
+        number = out[:, 0]
+        loss = ((number - action) ** 2).mean()
+        chosen = jnp.round(number)
     else:
-        loss = optax.softmax_cross_entropy_with_integer_labels(out, action).mean()
+        entropy = optax.softmax_cross_entropy_with_integer_labels(out, action)
+        loss = entropy.mean()
         chosen = jnp.argmax(out, axis=-1)
-    return loss, {"loss/actor": loss, "train/agreement": (chosen == action).mean()}
+    metrics = {
+        "loss/actor": loss,
+        "train/agreement": (chosen == action).mean(),
+    }
+    return loss, metrics
 
 
 # ---- algorithm -----------------------------------------------------------------------------------
@@ -137,9 +147,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         outputs = env.action_dim
     net = MLP(config.hidden, outputs)
     # One vector of all parameters: an update is then one fused loop.
-    optimizer = optax.flatten(
-        optax.chain(optax.add_decayed_weights(config.weight_decay), optax.scale_by_adam())
-    )
+    decay = optax.add_decayed_weights(config.weight_decay)
+    optimizer = optax.flatten(optax.chain(decay, optax.scale_by_adam()))
 
     def inputs(scale, obs, to_go):
         """What the network sees: [..., obs_dim + 1]."""
@@ -156,13 +165,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         wanted = jnp.asarray(config.target_return, jnp.float32)
         # --- scale of the inputs ---
         seen = jnp.concatenate([env.flatten(data.obs), to_go[:, None]], axis=-1)
-        scale = Scale(jnp.zeros(seen.shape[1]), jnp.ones(seen.shape[1]))
+        size = seen.shape[1]
+        scale = Scale(jnp.zeros(size), jnp.ones(size))
         if config.normalize:
             scale = Scale(seen.mean(0), seen.std(0) + 1e-3)
         # --- policy ---
         params = net.init(net_key, seen[0])
+        policy = Policy(
+            params=params,
+            scale=scale,
+            target=jnp.where(jnp.isnan(wanted), best, wanted),
+        )
         return State(
-            policy=Policy(params, scale, jnp.where(jnp.isnan(wanted), best, wanted)),
+            policy=policy,
             opt_state=optimizer.init(params),
             own=own,
             to_go=to_go,
@@ -200,7 +215,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
     def act(policy, memory, obs, reward, key):
         to_go = memory - reward
-        out = net.apply(policy.params, inputs(policy.scale, obs, to_go))
+        x = inputs(policy.scale, obs, to_go)
+        out = net.apply(policy.params, x)
         if not env.discrete:
             return jnp.clip(out, -1.0, 1.0), to_go
         if regress:

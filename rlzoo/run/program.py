@@ -88,8 +88,8 @@ class Program:
         self.calls = sum(stage.calls for stage in self.stages)
         if self.calls >= 2**31:
             raise Refused(
-                f"{self.calls:,} calls of step are too many: they are counted in 32 bits, so at most "
-                "2,147,483,647; a smaller total_steps, or more num_envs, has fewer"
+                f"{self.calls:,} calls of step are too many: they are counted in 32 bits, so at "
+                "most 2,147,483,647; a smaller total_steps, or more num_envs, has fewer"
             )
         self.steps = sum(stage.calls * stage.steps_per_call for stage in self.stages)
         """Steps that a member makes, if no stage ends early."""
