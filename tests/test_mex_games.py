@@ -196,7 +196,7 @@ def test_an_episode_is_stored():
 
 def test_refusals():
     game = rlzoo.make("matrix-game3")
-    with pytest.raises(rlzoo.Refused, match="for example matrix-game3 or markov-game"):
+    with pytest.raises(rlzoo.Refused, match="for example, matrix-game3 or markov-game"):
         mex.make(mex.Config(), rlzoo.make("deep-sea8"))
     for eta in (1e-40, 1e39):
         with pytest.raises(rlzoo.Refused, match="eta is .* leaves float32"):

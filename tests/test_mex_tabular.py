@@ -374,7 +374,7 @@ def test_episodes_earn_what_is_reported():
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "deep-sea8?sticky=0.1"])
 def test_refuses_worlds_without_tables(env):
-    with pytest.raises(rlzoo.Refused, match="for example deep-sea8 or river-swim"):
+    with pytest.raises(rlzoo.Refused, match="for example, deep-sea8 or river-swim"):
         mex.make(mex.Config(), rlzoo.make(env))
 
 
