@@ -86,17 +86,17 @@ class Config:
     """of its kernels, within Adam's gradient"""
     model_batch_size: int = rlzoo.static(32, least=1)
     """transitions in each of its updates"""
-    model_every: int = rlzoo.static(250, least=1)
+    model_every: int = rlzoo.static(125, least=1)
     """environment steps between fits of the model"""
     model_epochs: int = rlzoo.static(300, least=1)
     """epochs of a fit, at most"""
     patience: int = rlzoo.static(60, least=1)
     """epochs without improvement that end a fit"""
-    rollouts_per_step: int = rlzoo.static(100, least=1)
+    rollouts_per_step: int = rlzoo.static(50, least=1)
     """rollouts begun for each environment step"""
     rollout_every: int = rlzoo.static(1, least=1)
     """environment steps between them; in the released code all follow a fit"""
-    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 2, 4, 4), least=1)
+    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 1, 3, 3), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""
     epoch_length: int = rlzoo.static(250, least=1)
     """environment steps of an epoch, counted from learning_starts"""

@@ -79,15 +79,17 @@ class Config:
     """of its kernels, within Adam's gradient"""
     model_batch_size: int = rlzoo.static(32, least=1)
     """transitions in each of its updates"""
-    model_every: int = rlzoo.static(250, least=1)
+    model_every: int = rlzoo.static(125, least=1)
     """environment steps between fits of the model"""
     model_epochs: int = rlzoo.static(300, least=1)
     """epochs of a fit, at most"""
     patience: int = rlzoo.static(60, least=1)
     """epochs without improvement that end a fit"""
-    rollouts_per_step: int = rlzoo.static(20, least=1)
-    """rollouts begun for each environment step, all of them after a fit"""
-    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 2, 4, 4), least=1)
+    rollouts_per_step: int = rlzoo.static(50, least=1)
+    """rollouts begun for each environment step"""
+    rollout_every: int = rlzoo.static(1, least=1)
+    """environment steps between them; in the released code all follow a fit"""
+    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 1, 3, 3), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""
     epoch_length: int = rlzoo.static(250, least=1)
     """environment steps of an epoch, counted from learning_starts"""
@@ -269,6 +271,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     num_calls = -(-config.total_steps // config.num_envs)
     first_update = -(-config.learning_starts // config.num_envs)
     model_every = -(-config.model_every // config.num_envs)
+    rollout_every = -(-config.rollout_every // config.num_envs)
 
     # --- rollouts ---
     if len(config.rollout_schedule) != 4:
@@ -276,18 +279,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             f"rollout_schedule={config.rollout_schedule} needs four numbers, such as 20 150 1 15"
         )
     horizon = max(config.rollout_schedule[2:])
-    num_rollouts = config.rollouts_per_step * model_every * config.num_envs
+    num_rollouts = config.rollouts_per_step * rollout_every * config.num_envs
     num_rows = horizon * num_rollouts
-    fits_kept = -(-config.retain_epochs * config.epoch_length // (model_every * config.num_envs))
+    retained = config.retain_epochs * config.epoch_length
+    rollouts_kept = num_rollouts * -(-retained // (rollout_every * config.num_envs))
 
     # --- replay ---
     capacity = min(config.buffer_size, num_calls * config.num_envs)
     buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
-    model_buffer = rlzoo.replay.Masked(fits_kept * num_rows, env.example(), num_rows)
-    if config.batch_size > num_rows:
+    model_buffer = rlzoo.replay.Masked(horizon * rollouts_kept, env.example(), num_rows)
+    if config.batch_size > model_buffer.capacity:
         raise rlzoo.Refused(
-            f"batch_size={config.batch_size} is more than the {num_rows} transitions that "
-            "rollouts_per_step and model_every give after a fit"
+            f"batch_size={config.batch_size} is more than the {model_buffer.capacity} transitions "
+            "of the model that are kept: rollouts_per_step in retain_epochs of epoch_length"
         )
 
     # --- model ---
@@ -376,48 +380,46 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         replay = buffer.add(state.buffer, transition, t)
         return state.replace(env=env_state, buffer=replay), metrics
 
-    def rollout_length(t):
-        """Steps of the rollouts made at call t."""
-        epoch = (t - first_update) * config.num_envs // config.epoch_length + 1
+    def rollout_length(since):
+        """Steps of the rollouts made `since` calls after the first update."""
+        epoch = since * config.num_envs // config.epoch_length + 1
         return truncated_linear(epoch, *config.rollout_schedule)
 
-    def refit(state, key, t):
-        """Fit the model to the real transitions, then roll it out from some of them."""
-        fit_key, start_key, rollout_key = jax.random.split(key, 3)
-        data = state.buffer.data
-        size = jnp.minimum((t + 1) * config.num_envs, capacity)
+    def fit(state, key, size):
+        """Fit the model to the `size` real transitions."""
 
-        # --- model ---
         def bonus(predict, batch, key):
             params = state.params
             term = model_optimism(params, predict, batch, key, actor, critics, config)
             return -config.eta * term
 
         extra = bonus if config.optimism else None
-        model, fit = ensemble.fit(state.model, fit_key, data, size, extra)
-
-        # --- rollouts ---
-        def act(obs, key):
-            return actor(state.params.actor, obs).sample(seed=key)
-
-        starts = data.obs[jax.random.randint(start_key, (num_rollouts,), 0, size)]
-        rows, valid = rollout(
-            functools.partial(ensemble.step, model),
-            act,
-            starts,
-            rollout_key,
-            horizon,
-            terminate=env.terminates,
-            length=rollout_length(t),
-        )
-        state = state.replace(
-            model=model, model_buffer=model_buffer.add(state.model_buffer, rows, valid)
-        )
-        return state, {
+        model, fit = ensemble.fit(state.model, key, state.buffer.data, size, extra)
+        return state.replace(model=model), {
             "loss/model": fit.loss.mean(),
             "train/model_error": fit.holdout.mean(),
             "train/model_epochs": fit.epochs,
         }
+
+    def imagine(state, key, size, length):
+        """Roll the model out for `length` steps from some of the `size` real transitions."""
+        start_key, rollout_key = jax.random.split(key)
+        model_step = functools.partial(ensemble.step, state.model)
+
+        def act(obs, key):
+            return actor(state.params.actor, obs).sample(seed=key)
+
+        starts = jax.random.randint(start_key, (num_rollouts,), 0, size)
+        rows, valid = rollout(
+            model_step,
+            act,
+            state.buffer.data.obs[starts],
+            rollout_key,
+            horizon,
+            terminate=env.terminates,
+            length=length,
+        )
+        return state.replace(model_buffer=model_buffer.add(state.model_buffer, rows, valid)), {}
 
     def gradient_step(loss, params, opt_state, *args):
         """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
@@ -479,25 +481,29 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return state, critic_metrics | actor_metrics | alpha_metrics
 
     def step(state, t):
-        act_key, env_key, model_key, update_key, key = jax.random.split(state.key, 5)
+        act_key, env_key, fit_key, rollout_key, update_key, key = jax.random.split(state.key, 6)
         state, metrics = collect(state, act_key, env_key, t)
+        since = t - first_update
+        size = jnp.minimum((t + 1) * config.num_envs, capacity)
+        length = rollout_length(since)
 
         # --- model ---
-        learning = t >= first_update
-        due = learning & ((t - first_update) % model_every == 0)
-        state, fits = rlzoo.when(due, lambda state: refit(state, model_key, t), state)
+        due = (since >= 0) & (since % model_every == 0)
+        state, fits = rlzoo.when(due, lambda state: fit(state, fit_key, size), state)
+
+        # --- rollouts ---
+        due = (since >= 0) & (since % rollout_every == 0)
+        state, _ = rlzoo.when(due, lambda state: imagine(state, rollout_key, size, length), state)
 
         # --- SAC ---
-        newest = fits_kept * num_rollouts * rollout_length(t)
-
         def learn(state):
             counts = t * config.updates_per_step + jnp.arange(config.updates_per_step)
             keys = jax.random.split(update_key, config.updates_per_step)
-            body = lambda state, x: update(state, newest, *x)
+            body = lambda state, x: update(state, rollouts_kept * length, *x)
             state, losses = jax.lax.scan(body, state, (counts, keys))
             return state, rlzoo.total(losses)
 
-        state, losses = rlzoo.when(learning, learn, state)
+        state, losses = rlzoo.when(since >= 0, learn, state)
         return state.replace(key=key), metrics | fits | losses
 
     def policy(state):
