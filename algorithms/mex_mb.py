@@ -88,7 +88,7 @@ class Config:
     rollouts_per_step: int = rlzoo.static(50, least=1)
     """rollouts begun for each environment step"""
     rollout_every: int = rlzoo.static(1, least=1)
-    """environment steps between them; in the released code all follow a fit"""
+    """environment steps between them: 1, the paper; model_every, the released code"""
     rollout_schedule: tuple[int, ...] = rlzoo.static((1, 1, 3, 3), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""
     epoch_length: int = rlzoo.static(250, least=1)
@@ -223,16 +223,19 @@ def model_optimism(params, predict, batch, key, actor, critics, config):
     obs = batch.obs
 
     # --- what the model says of an action of the policy ---
-    action = actor(params.actor, obs).sample(seed=action_key)
+    pi = actor(params.actor, obs)
+    action = pi.sample(seed=action_key)
     mean, std = predict(obs, action)
     noise = jax.random.normal(noise_key, mean.shape)
     outcome = jax.lax.stop_gradient(mean + std * noise)
-    log_prob = distrax.Normal(mean, std).log_prob(outcome).mean(-1)
+    density = distrax.Normal(mean, std)
+    log_prob = density.log_prob(outcome).mean(-1)
 
     # --- its advantage, without entropy, as if nothing terminated ---
     next_obs = outcome[:, :-1]
     reward = outcome[:, -1]
-    next_action = actor(params.actor, next_obs).sample(seed=next_key)
+    next_pi = actor(params.actor, next_obs)
+    next_action = next_pi.sample(seed=next_key)
     next_value = critics(params.critics, next_obs, next_action).min(0)
     value = critics(params.critics, obs, action).min(0)
     chex.assert_equal_shape([reward, next_value, value, log_prob])
@@ -429,19 +432,32 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
 
         # --- sample ---
         sample = model_buffer.sample(
-            state.model_buffer, sample_key, config.batch_size, config.discount, newest=newest
+            state.model_buffer,
+            sample_key,
+            config.batch_size,
+            config.discount,
+            newest=newest,
         )
         batch = sample.batch
 
         # --- critics ---
         target = td_target(params, state.target_params, sample, next_key, actor, critics)
         critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-            params.critics, batch, target, critics
+            params.critics,
+            batch,
+            target,
+            critics,
         )
 
         # --- actor ---
         actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
-            params.actor, params.critics, params.log_alpha, batch, actor_key, actor, critics
+            params.actor,
+            params.critics,
+            params.log_alpha,
+            batch,
+            actor_key,
+            actor,
+            critics,
         )
 
         # --- temperature ---
