@@ -79,15 +79,17 @@ class Config:
     """of its kernels, within Adam's gradient"""
     model_batch_size: int = rlzoo.static(32, least=1)
     """transitions in each of its updates"""
-    model_every: int = rlzoo.static(250, least=1)
+    model_every: int = rlzoo.static(125, least=1)
     """environment steps between fits of the model"""
     model_epochs: int = rlzoo.static(300, least=1)
     """epochs of a fit, at most"""
     patience: int = rlzoo.static(60, least=1)
     """epochs without improvement that end a fit"""
-    rollouts_per_step: int = rlzoo.static(20, least=1)
-    """rollouts begun for each environment step, all of them after a fit"""
-    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 2, 4, 4), least=1)
+    rollouts_per_step: int = rlzoo.static(50, least=1)
+    """rollouts begun for each environment step"""
+    rollout_every: int = rlzoo.static(1, least=1)
+    """environment steps between them: 1, the paper; model_every, the released code"""
+    rollout_schedule: tuple[int, ...] = rlzoo.static((1, 1, 3, 3), least=1)
     """from which epoch to which the steps of a rollout change, from how many to how many"""
     epoch_length: int = rlzoo.static(250, least=1)
     """environment steps of an epoch, counted from learning_starts"""
@@ -134,7 +136,7 @@ class State:
     params: Params
     target_params: Any
     """of the critics"""
-    opt_states: Params
+    opt_state: Any
     model: EnsembleState
     env: EnvState
     buffer: Any
@@ -221,16 +223,19 @@ def model_optimism(params, predict, batch, key, actor, critics, config):
     obs = batch.obs
 
     # --- what the model says of an action of the policy ---
-    action = actor(params.actor, obs).sample(seed=action_key)
+    pi = actor(params.actor, obs)
+    action = pi.sample(seed=action_key)
     mean, std = predict(obs, action)
     noise = jax.random.normal(noise_key, mean.shape)
     outcome = jax.lax.stop_gradient(mean + std * noise)
-    log_prob = distrax.Normal(mean, std).log_prob(outcome).mean(-1)
+    density = distrax.Normal(mean, std)
+    log_prob = density.log_prob(outcome).mean(-1)
 
     # --- its advantage, without entropy, as if nothing terminated ---
     next_obs = outcome[:, :-1]
     reward = outcome[:, -1]
-    next_action = actor(params.actor, next_obs).sample(seed=next_key)
+    next_pi = actor(params.actor, next_obs)
+    next_action = next_pi.sample(seed=next_key)
     next_value = critics(params.critics, next_obs, next_action).min(0)
     value = critics(params.critics, obs, action).min(0)
     chex.assert_equal_shape([reward, next_value, value, log_prob])
@@ -269,6 +274,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     num_calls = -(-config.total_steps // config.num_envs)
     first_update = -(-config.learning_starts // config.num_envs)
     model_every = -(-config.model_every // config.num_envs)
+    rollout_every = -(-config.rollout_every // config.num_envs)
 
     # --- rollouts ---
     if len(config.rollout_schedule) != 4:
@@ -276,18 +282,19 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
             f"rollout_schedule={config.rollout_schedule} needs four numbers, such as 20 150 1 15"
         )
     horizon = max(config.rollout_schedule[2:])
-    num_rollouts = config.rollouts_per_step * model_every * config.num_envs
+    num_rollouts = config.rollouts_per_step * rollout_every * config.num_envs
     num_rows = horizon * num_rollouts
-    fits_kept = -(-config.retain_epochs * config.epoch_length // (model_every * config.num_envs))
+    retained = config.retain_epochs * config.epoch_length
+    rollouts_kept = num_rollouts * -(-retained // (rollout_every * config.num_envs))
 
     # --- replay ---
     capacity = min(config.buffer_size, num_calls * config.num_envs)
     buffer = rlzoo.replay.Uniform(capacity, env.example(), config.num_envs)
-    model_buffer = rlzoo.replay.Masked(fits_kept * num_rows, env.example(), num_rows)
-    if config.batch_size > num_rows:
+    model_buffer = rlzoo.replay.Masked(horizon * rollouts_kept, env.example(), num_rows)
+    if config.batch_size > model_buffer.capacity:
         raise rlzoo.Refused(
-            f"batch_size={config.batch_size} is more than the {num_rows} transitions that "
-            "rollouts_per_step and model_every give after a fit"
+            f"batch_size={config.batch_size} is more than the {model_buffer.capacity} transitions "
+            "of the model that are kept: rollouts_per_step in retain_epochs of epoch_length"
         )
 
     # --- model ---
@@ -317,7 +324,8 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
     # --- networks, optimizer ---
     actor_net = MLP(config.hidden, 2 * env.action_dim)
     critic_net = MLP(config.hidden, 1)
-    optimizer = optax.adam(config.learning_rate)
+    # As one vector, which is a few fused loops in place of a few for each array.
+    optimizer = optax.flatten(optax.adam(config.learning_rate))
     target_entropy = config.target_entropy * env.action_dim
 
     def actor(params, obs):
@@ -347,7 +355,7 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         return State(
             params=params,
             target_params=params.critics,
-            opt_states=Params(*map(optimizer.init, params)),
+            opt_state=optimizer.init(params),
             model=ensemble.init(model_key),
             env=env.reset(env_key, config.num_envs),
             buffer=buffer.init(),
@@ -376,84 +384,74 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         replay = buffer.add(state.buffer, transition, t)
         return state.replace(env=env_state, buffer=replay), metrics
 
-    def rollout_length(t):
-        """Steps of the rollouts made at call t."""
-        epoch = (t - first_update) * config.num_envs // config.epoch_length + 1
+    def rollout_length(since):
+        """Steps of the rollouts made `since` calls after the first update."""
+        epoch = since * config.num_envs // config.epoch_length + 1
         return truncated_linear(epoch, *config.rollout_schedule)
 
-    def refit(state, key, t):
-        """Fit the model to the real transitions, then roll it out from some of them."""
-        fit_key, start_key, rollout_key = jax.random.split(key, 3)
-        data = state.buffer.data
-        size = jnp.minimum((t + 1) * config.num_envs, capacity)
+    def fit(state, key, size):
+        """Fit the model to the `size` real transitions."""
 
-        # --- model ---
         def bonus(predict, batch, key):
             params = state.params
             term = model_optimism(params, predict, batch, key, actor, critics, config)
             return -config.eta * term
 
         extra = bonus if config.optimism else None
-        model, fit = ensemble.fit(state.model, fit_key, data, size, extra)
-
-        # --- rollouts ---
-        def act(obs, key):
-            return actor(state.params.actor, obs).sample(seed=key)
-
-        starts = data.obs[jax.random.randint(start_key, (num_rollouts,), 0, size)]
-        rows, valid = rollout(
-            functools.partial(ensemble.step, model),
-            act,
-            starts,
-            rollout_key,
-            horizon,
-            terminate=env.terminates,
-            length=rollout_length(t),
-        )
-        state = state.replace(
-            model=model, model_buffer=model_buffer.add(state.model_buffer, rows, valid)
-        )
-        return state, {
+        model, fit = ensemble.fit(state.model, key, state.buffer.data, size, extra)
+        return state.replace(model=model), {
             "loss/model": fit.loss.mean(),
             "train/model_error": fit.holdout.mean(),
             "train/model_epochs": fit.epochs,
         }
 
-    def gradient_step(loss, params, opt_state, *args):
-        """Parameters and optimizer state after a step on `loss(params, *args)`, and metrics."""
-        grads, metrics = jax.grad(loss, has_aux=True)(params, *args)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, metrics
+    def imagine(state, key, size, length):
+        """Roll the model out for `length` steps from some of the `size` real transitions."""
+        start_key, rollout_key = jax.random.split(key)
+        model_step = functools.partial(ensemble.step, state.model)
+
+        def act(obs, key):
+            return actor(state.params.actor, obs).sample(seed=key)
+
+        starts = jax.random.randint(start_key, (num_rollouts,), 0, size)
+        rows, valid = rollout(
+            model_step,
+            act,
+            state.buffer.data.obs[starts],
+            rollout_key,
+            horizon,
+            terminate=env.terminates,
+            length=length,
+        )
+        return state.replace(model_buffer=model_buffer.add(state.model_buffer, rows, valid)), {}
 
     def update(state, newest, count, key):
         """One update of SAC on the `newest` rows of the model."""
         sample_key, next_key, actor_key = jax.random.split(key, 3)
-        params, opt_states = state.params, state.opt_states
+        params = state.params
 
         # --- sample ---
         sample = model_buffer.sample(
-            state.model_buffer, sample_key, config.batch_size, config.discount, newest=newest
+            state.model_buffer,
+            sample_key,
+            config.batch_size,
+            config.discount,
+            newest=newest,
         )
         batch = sample.batch
 
         # --- critics ---
         target = td_target(params, state.target_params, sample, next_key, actor, critics)
-        critic_params, critic_opt, critic_metrics = gradient_step(
-            critic_loss, params.critics, opt_states.critics, batch, target, critics
-        )
-
-        # --- targets ---
-        target_params = jax.lax.cond(
-            count % config.target_every == 0,
-            lambda: optax.incremental_update(critic_params, state.target_params, config.tau),
-            lambda: state.target_params,
+        critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
+            params.critics,
+            batch,
+            target,
+            critics,
         )
 
         # --- actor ---
-        actor_params, actor_opt, actor_metrics = gradient_step(
-            actor_loss,
+        actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
             params.actor,
-            opt_states.actor,
             params.critics,
             params.log_alpha,
             batch,
@@ -463,45 +461,53 @@ def make(config: Config, env: rlzoo.Env, dataset=None) -> rlzoo.Algorithm:
         )
 
         # --- temperature ---
-        log_alpha = params.log_alpha
-        alpha_opt = opt_states.log_alpha
+        alpha_grad = jnp.float32(0)
         alpha_metrics = {}
         if config.tune_alpha:
-            log_alpha, alpha_opt, alpha_metrics = gradient_step(
-                alpha_loss, log_alpha, alpha_opt, actor_metrics["train/entropy"], target_entropy
+            alpha_grad, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(
+                params.log_alpha, actor_metrics["train/entropy"], target_entropy
             )
 
+        # --- one step of the optimizer for all, then the targets ---
+        grads = Params(actor_grads, critic_grads, alpha_grad)
+        updates, opt_state = optimizer.update(grads, state.opt_state)
+        params = optax.apply_updates(params, updates)
+        tau = jnp.where(count % config.target_every == 0, config.tau, 0.0)
         state = state.replace(
-            params=Params(actor_params, critic_params, log_alpha),
-            target_params=target_params,
-            opt_states=Params(actor_opt, critic_opt, alpha_opt),
+            params=params,
+            target_params=optax.incremental_update(params.critics, state.target_params, tau),
+            opt_state=opt_state,
         )
         return state, critic_metrics | actor_metrics | alpha_metrics
 
     def step(state, t):
-        act_key, env_key, model_key, update_key, key = jax.random.split(state.key, 5)
+        act_key, env_key, fit_key, rollout_key, update_key, key = jax.random.split(state.key, 6)
         state, metrics = collect(state, act_key, env_key, t)
+        since = t - first_update
+        size = jnp.minimum((t + 1) * config.num_envs, capacity)
+        length = rollout_length(since)
 
         # --- model ---
-        learning = t >= first_update
-        due = learning & ((t - first_update) % model_every == 0)
-        state, fits = rlzoo.when(due, lambda state: refit(state, model_key, t), state)
+        due = (since >= 0) & (since % model_every == 0)
+        state, fits = rlzoo.when(due, lambda state: fit(state, fit_key, size), state)
+
+        # --- rollouts ---
+        due = (since >= 0) & (since % rollout_every == 0)
+        state, _ = rlzoo.when(due, lambda state: imagine(state, rollout_key, size, length), state)
 
         # --- SAC ---
-        newest = fits_kept * num_rollouts * rollout_length(t)
-
         def learn(state):
             counts = t * config.updates_per_step + jnp.arange(config.updates_per_step)
             keys = jax.random.split(update_key, config.updates_per_step)
 
             def body(state, x):
                 count, key = x
-                return update(state, newest, count, key)
+                return update(state, rollouts_kept * length, count, key)
 
             state, losses = jax.lax.scan(body, state, (counts, keys))
             return state, rlzoo.total(losses)
 
-        state, losses = rlzoo.when(learning, learn, state)
+        state, losses = rlzoo.when(since >= 0, learn, state)
         return state.replace(key=key), metrics | fits | losses
 
     def policy(state):

@@ -50,6 +50,7 @@ TINY = {
     "model_every": 4,
     "model_epochs": 2,
     "rollouts_per_step": 2,
+    "rollout_every": 2,
     "epoch_length": 8,
     # searches
     "warmup_steps": 4,

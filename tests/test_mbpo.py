@@ -31,6 +31,7 @@ SMALL = mbpo.Config(
     model_every=8,
     model_epochs=2,
     rollouts_per_step=2,
+    rollout_every=4,
     epoch_length=8,
     rollout_schedule=(1, 2, 1, 2),
 )
@@ -99,21 +100,20 @@ def test_what_is_due_when(steps):
 
 
 def test_rollouts_begin_at_real_transitions_and_follow_the_model(steps):
-    """A fit is followed by 2 rollouts for each of 8 environment steps, of one step in the first
+    """Twice for each fit: 2 rollouts for each of 4 environment steps, of one step in the first
     epoch, of two in the second."""
     states, _ = steps
     sizes = [int(state.model_buffer.size) for state in states]
-    assert sizes == [0] * 5 + [16] * 4 + [32] * 5, "the buffer holds 16 rollouts of 2 steps"
-    state = states[5]
-    rows = jax.tree.map(lambda x: np.asarray(x[:16]), state.model_buffer.data)
-    real = np.asarray(states[5].buffer.data.obs[:10])
+    assert sizes == [0] * 5 + [8] * 2 + [16] * 2 + [32] * 5, "it keeps 16 rollouts of 2 steps"
+    rows = jax.tree.map(lambda x: np.asarray(x[:16]), states[7].model_buffer.data)
+    real = np.asarray(states[7].buffer.data.obs[:14])
     assert all((real == obs).all(-1).any() for obs in rows.obs)
+    assert not np.array_equal(rows.obs[:8], rows.obs[8:]), "drawn anew"
     assert not rows.terminated.any() and rows.truncated.all()
     assert not all((real == obs).all(-1).any() for obs in rows.next_obs)
-    second = jax.tree.map(lambda x: np.asarray(x), states[9].model_buffer.data)
-    starts = int(states[8].model_buffer.pos)
-    assert starts == 16
-    np.testing.assert_array_equal(second.next_obs[16:32], second.obs[(np.arange(32, 48)) % 32])
+    second = jax.tree.map(np.asarray, states[9].model_buffer.data)
+    assert states[8].model_buffer.pos == 16
+    np.testing.assert_array_equal(second.next_obs[16:24], second.obs[24:32])
 
 
 def test_the_model_is_of_the_release(steps):
@@ -169,7 +169,7 @@ def test_samples_of_the_policy_where_they_are_asked_for():
     assert not np.isclose(rows.action, mean, atol=1e-5).any()
     noise = np.arctanh(rows.action) - np.arctanh(mean)  # the policy's deviation is near 1 at first
     assert 0.3 < noise.std() < 3
-    assert model_buffer.size == 32, "from 3 fits of 16 rollouts, the newest"
+    assert model_buffer.size == 32, "from 5 times 8 rollouts, the newest"
     assert model_buffer.data.terminated.all() and not model_buffer.data.truncated.any()
 
 
