@@ -118,6 +118,15 @@ def kind_of(name):
     return Kind(*[part.strip() for part in line[1].split(",")])
 
 
+def trained_quickly(name):
+    """`name`; marked as slow where a model is learned too, whose program compiles for long."""
+    slow = "model-based" in kind_of(name)[:2]
+    return pytest.param(name, marks=[pytest.mark.slow] * slow)
+
+
+TRAINED = [trained_quickly(name) for name in ALL]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_docstring(name):
     doc = ast.get_docstring(ast.parse(flags.find(name).read_text()))
@@ -334,7 +343,7 @@ def test_make_is_cheap_and_pure(name):
         assert alg.steps_per_call == found.config.num_envs * length
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_members(name, ran):
     once, again, found = members_of(name, ran)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
@@ -359,7 +368,7 @@ def test_members(name, ran):
         assert actions.min() >= 0 and actions.max() < env.num_actions
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_act_takes_one_observation_and_is_the_same_for_many(name, ran):
     once, _, found = members_of(name, ran)
     alg, env, key = found.make(), found.env, jax.random.key(0)
@@ -431,7 +440,7 @@ def test_lowers_for_gpu_and_tpu(name):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_train(name, tmp_path):
     found = tiny(name)
     options = {"seeds": 2, "quiet": True, "eval_every": 0, "eval_episodes": 2}

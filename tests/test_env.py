@@ -124,6 +124,7 @@ def test_mnist_without_the_network_is_refused(monkeypatch):
         rlzoo.make("MNISTBandit-bsuite")
 
 
+@pytest.mark.slow
 def test_brax():
     env = rlzoo.make("brax/hopper:spring")
     assert (env.action_dim, env.max_steps, env.obs_shape) == (3, 1000, (11,))
