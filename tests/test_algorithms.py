@@ -21,6 +21,7 @@ import tiny_data
 from together import quick_jit
 
 import rlzoo
+from rlzoo import machine
 from rlzoo.cli import flags
 from rlzoo.run.members import Member
 from rlzoo.run.options import Options
@@ -441,7 +442,10 @@ def test_lowers_for_gpu_and_tpu(name):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", TRAINED)
-def test_train(name, tmp_path):
+def test_train(name, tmp_path, monkeypatch):
+    # It runs for milliseconds and compiles for seconds; without optimization for half as many.
+    plain = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(machine, "compiler_options", lambda platform: plain)
     found = tiny(name)
     options = {"seeds": 2, "quiet": True, "eval_every": 0, "eval_episodes": 2}
     out = tmp_path / "run"

@@ -655,10 +655,10 @@ def test_a_cheaper_path_opens_a_node_again(of, batch):
 def test_without_opening_again_the_path_is_too_long(monkeypatch):
     insert = search.insert
 
-    def once(closed, *args):
+    def once(closed, *args, **named):
         """As far as a state is known, nothing is cheaper."""
         least = jnp.where(jnp.isinf(closed.cost), jnp.inf, -1.0)
-        after, node, accepted = insert(closed._replace(cost=least), *args)
+        after, node, accepted = insert(closed._replace(cost=least), *args, **named)
         return (
             after._replace(cost=jnp.where(jnp.isinf(closed.cost), after.cost, closed.cost)),
             node,
