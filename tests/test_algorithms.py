@@ -126,6 +126,14 @@ def trained_quickly(name):
 
 
 TRAINED = [trained_quickly(name) for name in ALL]
+FIRST = {kind_of(name).how: name for name in reversed(ALL)}
+"""kind -> a file of it"""
+
+
+def of_each_kind(name):
+    """`name`; marked as slow unless it is the file that stands for its kind."""
+    quick = name in FIRST.values() and not trained_quickly(name).marks
+    return pytest.param(name, marks=[pytest.mark.slow] * (not quick))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -441,7 +449,7 @@ def test_lowers_for_gpu_and_tpu(name):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", map(of_each_kind, ALL))
 def test_train(name, tmp_path, monkeypatch):
     # It runs for milliseconds and compiles for seconds; without optimization for half as many.
     plain = {"xla_backend_optimization_level": 0}

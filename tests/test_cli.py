@@ -472,6 +472,7 @@ def test_never_fewer_threads_than_devices(flags, asked, threads, monkeypatch):
     assert os.environ["PJRT_NPROC"] == threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [None, pytest.param("1", marks=pytest.mark.slow)])
 def test_two_devices_on_a_cpu_do_not_hang(threads, tmp_path):
     """With one thread for two devices PPO hung for ever, and heard no signal but SIGKILL, which is

@@ -314,6 +314,7 @@ def test_truncated_rows_bootstrap():
     assert newest(learn(f_dvl.make, config, endless(naive=True)).metrics, "train/v") < 5.0
 
 
+@pytest.mark.slow
 def test_a_member_is_itself_alone():
     """(test 9) Of members with other seeds and lambdas, each is what it is by itself."""
     env, data = rlzoo.make(SMALL.env), bandit()

@@ -87,6 +87,7 @@ def numbers(run):
 # ---- 1: names of any kind ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_with_brackets_is_a_folder(tmp_path):
     flags = ["--no-cache", "--eval-episodes", "2", "--seeds", "2", "--checkpoint-every", "8"]
     out = tmp_path / ODD / "[b]x[/b]"
@@ -375,6 +376,7 @@ run = rlzoo.train(
 """
 
 
+@pytest.mark.slow
 def test_a_make_from_a_notebook_is_kept(tmp_path):
     cells = [*CELLS[:2], CELLS[3]]
     here = "print(np.asarray(rlzoo.load(run.dir, 1).policy.w).tolist())"
@@ -478,6 +480,7 @@ def corridor(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_an_environment_object_is_found_again(tmp_path, corridor, plain):
     from rlzoo.suites.files import load
 
@@ -499,6 +502,7 @@ def test_an_environment_object_is_found_again(tmp_path, corridor, plain):
     assert str(tmp_path / ODD) not in Path(page).read_text().replace(str(two.dir), "")
 
 
+@pytest.mark.slow
 def test_an_environment_of_a_notebook_is_asked_for(tmp_path, plain):
     names = {"__name__": "cell"}
     exec(CORRIDOR, names)
@@ -517,6 +521,7 @@ def test_an_environment_of_a_notebook_is_asked_for(tmp_path, plain):
     assert again.summary["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_copy_finds_what_stands_beside_the_original(tmp_path, plain):
     home = tmp_path / "home"
     home.mkdir()
@@ -529,6 +534,7 @@ def test_a_copy_finds_what_stands_beside_the_original(tmp_path, plain):
     assert "(4, 4)" in command("-c", load, tmp_path / "run", cwd="/")
 
 
+@pytest.mark.slow
 def test_a_package_and_names_registered_twice(tmp_path, corridor, plain):
     home = tmp_path / "mypackage"
     home.mkdir()
@@ -687,6 +693,7 @@ def two(tmp_path):
     return tmp_path / "two.py"
 
 
+@pytest.mark.slow
 def test_a_mapping_of_data_sets_from_end_to_end(tmp_path, two, plain):
     from rlzoo.suites.files import load
 

@@ -156,12 +156,14 @@ def after_13_calls(id, **fields):
     return jax.device_get(quick_jit(run)())
 
 
+@pytest.mark.slow
 def test_random_actions_then_those_of_the_mean():
     rows, _, mean = after_13_calls("band-mass", sample_actions=False)
     by_mean = np.isclose(rows.action, mean, atol=1e-5).all(-1)
     assert not by_mean[:8].any() and by_mean[8:].all()
 
 
+@pytest.mark.slow
 def test_samples_of_the_policy_where_they_are_asked_for():
     """Here every step ends the task: a rollout of up to 2 steps has one row, without bootstrap."""
     fields = {"random_start": False, "sample_actions": True, "rollout_schedule": (1, 2, 2, 2)}

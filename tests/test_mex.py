@@ -201,6 +201,7 @@ def test_switched_off_it_is_td3_bit_for_bit(plain):
         chex.assert_trees_all_equal(a, b)
 
 
+@pytest.mark.slow
 def test_with_eta_zero_it_is_td3_but_for_rounding(plain):
     """Both are members of one program, as is one with an eta that is not zero."""
     etas = jnp.array([0.0, 0.02])

@@ -267,6 +267,7 @@ def test_deep_sea(size, regret, first):
     assert all((first[0] <= ran.first) & (ran.first <= first[1]))
 
 
+@pytest.mark.slow
 def test_controls_do_not_find_the_goal():
     greedy = Ran(method="epsilon_greedy", seeds=40)
     assert (greedy.first > 0).sum() <= 4

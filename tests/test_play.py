@@ -491,6 +491,7 @@ def test_mujoco_without_opengl(backend, why, monkeypatch):
         offscreen.start(mujoco.MjModel.from_xml_string(BALL), 64, 48)
 
 
+@pytest.mark.slow
 def test_brax_without_opengl_becomes_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MUJOCO_GL", "off")
     env = rlzoo.make("brax/inverted_pendulum:spring?sticky=0.1")

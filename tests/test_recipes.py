@@ -90,6 +90,7 @@ def as_bytes(*arrays):
 # ---- what is in them -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_name_has_a_data_set(made):
     assert [f"tiny-{tier}" for tier in made] == recipes.names() == recipes.names("tiny")
     for tier, data in made.items():

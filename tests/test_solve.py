@@ -88,6 +88,7 @@ def follow(state, moves):
 # ---- what is written -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scrambles(run, call, tmp_path):
     out = tmp_path / "out"
     code, shown, _ = call("scramble:5", "--count", 3, "--run", run, "--out", out, "--gif", *SMALL)

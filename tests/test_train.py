@@ -671,6 +671,7 @@ def test_a_report_ranks_by_the_score_and_its_direction(tmp_path):
 # ---- devices and processes -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_four_devices(tmp_path):
     code = """
 import sys; sys.path.insert(0, sys.argv[1])
@@ -727,6 +728,7 @@ t.same(out / "cut", out / "6")
         )
 
 
+@pytest.mark.slow
 def test_two_processes_and_their_resume(tmp_path):
     def both(*argv):
         with socket.socket() as free:
