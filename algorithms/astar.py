@@ -7,7 +7,7 @@ Run: python algorithms/astar.py --env tile8 --seeds 5
     The cube: python algorithms/astar.py --env cube3 --total-steps 10_000_000 --target-every 200_000
     --hidden 1000 500 --halving-steps 1e9; hours. With the weights that rlzoo ships:
     python algorithms/astar.py --env cube3 --solve scramble:20    (--solve --help)
-Result: RESULT (compared with Q*: results/qstar)
+Result: compared with Q* in results/qstar
 Metrics:
     loss/value      squared error of J; it falls between two copies, and jumps at each
     train/value     mean value of the states trained on; it grows with the copies

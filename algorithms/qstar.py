@@ -7,7 +7,7 @@ Run: python algorithms/qstar.py --env tile8 --seeds 5
     The cube: python algorithms/qstar.py --env cube3 --total-steps 10_000_000 --target-every 200_000
     --hidden 1000 500 --halving-steps 1e9; hours. With the weights that rlzoo ships:
     python algorithms/qstar.py --env cube3 --solve scramble:20    (--solve --help)
-Result: RESULT (larger puzzles: results/qstar)
+Result: by search, all 250 of DeepCubeA's 15-puzzles and 495 of its 500 cubes (results/qstar)
 Metrics:
     loss/q          squared error of q; it falls between two copies, and jumps at each
     train/value     mean value of the states trained on; it grows with the copies
