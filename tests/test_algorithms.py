@@ -326,7 +326,7 @@ def differ(tree, i, j):
     return any(not np.array_equal(x[i], x[j]) for x in leaves)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_make_is_cheap_and_pure(name):
     found = tiny(name)
     alg = found.make()
@@ -434,7 +434,7 @@ def test_its_bounds_refuse_a_wrong_sign(name):
             rlzoo.algorithm.clean(config)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_lowers_for_gpu_and_tpu(name):
     """The training program is one that other devices take; none is needed to find out."""
     found = tiny(name)

@@ -490,6 +490,7 @@ def test_two_devices_on_a_cpu_do_not_hang(threads, tmp_path):
 # ---- after the run -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_copy(rlzoo, tmp_path, monkeypatch, finished, without_pictures):
     monkeypatch.chdir(tmp_path)
     code, out, _ = rlzoo("copy", "dqn", "my_dqn.py")

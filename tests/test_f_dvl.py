@@ -275,6 +275,7 @@ def test_update_order():
     check_update_order(f_dvl, dataclasses.replace(config, divergence="chi_square"), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"value_updates": 3}, {"random_actions": 1}])
 def test_options_of_the_values(options):
     """Several updates move V further; random actions pull it to what the critics say of them."""

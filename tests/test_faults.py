@@ -265,6 +265,7 @@ def test_a_default_folder_is_named_after_the_file_of_an_environment(tmp_path, mo
     assert folder.parent == Path("runs/toy/corridor.py:Corridor?length=5")
 
 
+@pytest.mark.slow
 def test_two_writers_in_one_folder(tmp_path, plain):
     out = tmp_path / "a"
     flags = ["--no-cache", "--eval-episodes", "2", "--checkpoint-every", "8"]
@@ -394,6 +395,7 @@ def test_a_make_from_a_notebook_is_kept(tmp_path):
     assert "wrote" in command("-m", "rlzoo", "play", tmp_path / "run", "--steps", "2")
 
 
+@pytest.mark.slow
 def test_a_notebook_with_something_that_has_no_text_trains_and_says_so(tmp_path):
     odd = "import functools\nshrink = functools.partial(shrink, rate=0.4)"
     last = "print(rlzoo.load(run.dir, make=learner, Config=Config).policy.w.shape)"

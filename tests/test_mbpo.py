@@ -90,6 +90,7 @@ def steps():
     return states, metrics
 
 
+@pytest.mark.slow
 def test_what_is_due_when(steps):
     """8 steps of 2 environments are 4 calls; then an update each, and a fit every 4 calls."""
     _, metrics = steps

@@ -202,6 +202,7 @@ def rolled(seed=0, calls=1, **fields):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_the_filter_keeps_what_beats_the_data():
     fresh = tiny().init(KEY)
     assert float(fresh.data_best) == pytest.approx(episodes(tiny_data.continuous()).returns.max())

@@ -291,6 +291,7 @@ def test_etas_are_members_of_one_program():
     assert np.allclose(found, [36, 33, 20], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_an_order_of_actions_is_an_action_map():
     """Other names for actions, and the order that names them likewise: the same regret."""
     env = rlzoo.make("deep-sea8?deterministic=False")
@@ -313,6 +314,7 @@ def test_an_order_of_actions_is_an_action_map():
     assert not np.allclose(same, unlike, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_controls_at_their_limits():
     """Without noise and prior rlsvi is estimation; without bonus ucb is mex with a huge eta."""
     few = {"total_steps": 40, "quick": True, "env": "river-swim"}

@@ -313,6 +313,7 @@ def test_values_by_q_learning_and_by_sarsa(monkeypatch):
 # ---- the zoo's own data --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_a_dqn_to_its_data_to_an_offline_agent(tmp_path):
     online = dqn.Config(
         env="probe-time-limit",

@@ -100,6 +100,7 @@ def test_every_name_has_a_data_set(made):
         assert data.reference == made["random"].reference
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_random_actions_and_of_the_expert(made):
     def mean(tier):
         return dataset.episodes(made[tier]).returns.mean()

@@ -244,6 +244,7 @@ def test_a_name_that_the_user_registered_is_recorded_as_file_and_class(corridor)
 # ---- as an object --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_objects_are_made_again_in_a_new_process_in_another_folder(corridor, tmp_path):
     Corridor = type(rlzoo.make(f"{corridor}:Corridor").inner)
     given = [Corridor(3, name="a&b=c"), Corridor(), functools.partial(Corridor, 2)]

@@ -115,6 +115,7 @@ def test_scrambles(run, call, tmp_path):
     assert "solved 3 of 3" in shown and str(out / "solutions.csv") in shown and str(run) in shown
 
 
+@pytest.mark.slow
 def test_states_of_a_file(run, call, tmp_path):
     states = np.asarray(TILE8.scramble(jax.random.key(1), np.full(5, 4), 4)).astype(int)
     best = np.asarray(TILE8.distance(states.astype(np.uint8)))
