@@ -163,6 +163,7 @@ def played(seeds, **fields):
     return jax.device_get(states), np.asarray(metrics["train/regret"])
 
 
+@pytest.mark.slow
 def test_learns_matrix_games():
     """Every seed has a game of its own. MEX ends near an equilibrium in nearly all of them; Nash
     of the means stays away from it in some."""
@@ -178,6 +179,7 @@ def test_learns_matrix_games():
     assert (means[-50:].mean(0) > 0.05).sum() >= (late > 0.05).sum()
 
 
+@pytest.mark.slow
 def test_an_episode_is_stored():
     env = rlzoo.make("markov-game")
     alg = mex.make(mex.Config(), env)

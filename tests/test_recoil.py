@@ -241,6 +241,7 @@ def test_which_data_move_values_and_actor():
         assert not equal(one.critics, two.critics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["released", "mixture"])
 def test_the_expert_hidden_in_the_mixed_data_is_imitated(loss):
     """Four fifths of the mixed data are random actions, one fifth the expert's 0.6."""

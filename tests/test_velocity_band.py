@@ -166,6 +166,7 @@ def test_reward_and_termination_are_its_own(terminate):
     assert env.name == "fake-vel-sparse"
 
 
+@pytest.mark.slow
 def test_hopper_is_rewarded_by_the_change_of_its_position():
     """On 60 steps, in which it reaches the band and falls."""
     env = rlzoo.make("hopper-vel-sparse:spring?terminate=True")
