@@ -131,7 +131,10 @@ FIRST = {kind_of(name).how: name for name in reversed(ALL)}
 
 
 def of_each_kind(name):
-    """`name`; marked as slow unless it is the file that stands for its kind."""
+    """`name`; marked as slow unless it is the file that stands for its kind.
+
+    So `make test-all` covers every file, and the quick suite stays below ten minutes.
+    """
     quick = name in FIRST.values() and not trained_quickly(name).marks
     return pytest.param(name, marks=[pytest.mark.slow] * (not quick))
 
@@ -352,7 +355,7 @@ def test_make_is_cheap_and_pure(name):
         assert alg.steps_per_call == found.config.num_envs * length
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", map(of_each_kind, ALL))
 def test_members(name, ran):
     once, again, found = members_of(name, ran)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
@@ -377,7 +380,7 @@ def test_members(name, ran):
         assert actions.min() >= 0 and actions.max() < env.num_actions
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", map(of_each_kind, ALL))
 def test_act_takes_one_observation_and_is_the_same_for_many(name, ran):
     once, _, found = members_of(name, ran)
     alg, env, key = found.make(), found.env, jax.random.key(0)
@@ -434,7 +437,7 @@ def test_its_bounds_refuse_a_wrong_sign(name):
             rlzoo.algorithm.clean(config)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", map(of_each_kind, ALL))
 def test_lowers_for_gpu_and_tpu(name):
     """The training program is one that other devices take; none is needed to find out."""
     found = tiny(name)

@@ -239,6 +239,7 @@ def test_resume_takes_the_recorded_values(finished, rlzoo):
     refused(rlzoo("train", "dqn", "--resume", "--out", finished), "started differently")
 
 
+@pytest.mark.slow
 def test_display_and_default_folder(tmp_path, rlzoo, monkeypatch, without_pictures):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RLZOO_CACHE", str(tmp_path / "kept"))

@@ -91,6 +91,7 @@ def test_rates():
     assert [dt.rate_at(t, coded) for t in (0, 50_000)] == pytest.approx([6e-7, 6e-7])
 
 
+@pytest.mark.slow
 def test_the_window_of_an_episode():
     """It moves on by one step, holds the actions taken, and counts the return down."""
     env = rlzoo.make("probe-action-continuous")
@@ -122,6 +123,7 @@ def test_it_asks_for_the_best_return():
         dt.make(dt.Config(env=env.id, width=6, heads=4), env, data)
 
 
+@pytest.mark.slow
 def test_it_cannot_stitch(tmp_path):
     """It sees its history, so after its first action it goes on as the episode that had it."""
     config = dt.Config(env="stitching", total_steps=300, context=2, layers=1, width=8)

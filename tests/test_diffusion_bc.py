@@ -21,6 +21,7 @@ def test_networks_are_those_that_are_tested(name):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_it_imitates_both_modes():
     """Actions of 0.7 or -0.7 at one observation, and of 0.2 at the other."""
     rng = np.random.default_rng(0)
@@ -52,6 +53,7 @@ def test_it_imitates_both_modes():
     assert abs(np.median(one) - 0.2) < 0.15
 
 
+@pytest.mark.slow
 def test_what_is_refused():
     with pytest.raises(Refused, match="embedding=5 even"):
         diffusion_bc.make(diffusion_bc.Config(embedding=5), rlzoo.make("point-maze"), None)

@@ -729,6 +729,7 @@ def test_a_mapping_of_data_sets_from_end_to_end(tmp_path, two, plain):
         go(tmp_path / "b", module.make, module.Config, {"expert": given["expert"]})
 
 
+@pytest.mark.slow
 def test_a_data_set_that_nothing_reads_is_refused(tmp_path, two, plain):
     from rlzoo.suites.files import load
 

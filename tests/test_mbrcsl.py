@@ -310,6 +310,7 @@ def test_output_policy_counts_down():
         np.testing.assert_allclose(action, jnp.clip(told, -1, 1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_released_warmup():
     """Its rate is 0 in the first epoch: nothing is learnt."""
     alg = tiny(released_warmup=True, batch_size=8)

@@ -58,6 +58,7 @@ def test_nash_value_is_that_of_the_linear_program(choices):
     assert max(coarse) > 0.01, "without zooms it would be off"
 
 
+@pytest.mark.slow
 def test_answer_is_the_minimum():
     rng, answer = np.random.default_rng(0), quick_jit(mex.answer)
     for _ in range(20):

@@ -196,10 +196,12 @@ def leaves(state):
     return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
 
 
+@pytest.mark.slow
 def test_switched_off_it_is_mbpo_bit_for_bit(plain):
     chex.assert_trees_all_equal(leaves(run(mex_mb, optimism=False)), leaves(plain))
 
 
+@pytest.mark.slow
 def test_with_eta_zero_it_is_mbpo_and_otherwise_not(plain):
     zero = run(mex_mb, eta=0.0)
     chex.assert_trees_all_close(leaves(zero), leaves(plain), rtol=1e-3, atol=1e-4)

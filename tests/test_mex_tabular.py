@@ -325,6 +325,7 @@ def test_controls_at_their_limits():
     assert not np.allclose(ucb.regret, Ran(method="ucb", bonus=1.0, **few).regret, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["mex_mb", "psrl", *[pytest.param(m, marks=pytest.mark.slow) for m in ("mex_linear", "ucb")]],

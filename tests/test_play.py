@@ -136,6 +136,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_scores_as_its_summary_says(run):
     """Right member, right configuration: with the keys of the last evaluation, the same mean
     return."""

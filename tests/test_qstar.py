@@ -288,6 +288,7 @@ def test_cold_walks_rather_have_few_lights():
         np.testing.assert_allclose(found.mean((0, 1)), on, atol=0.03)
 
 
+@pytest.mark.slow
 def test_cosines_learn_what_few_lights_say_of_all_states():
     """After warm-up with few lights, the smallest q is right in all states but a few, of any number
     of lights."""

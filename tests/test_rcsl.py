@@ -77,6 +77,7 @@ def test_inputs_are_standardized():
     assert float(raw.target) == pytest.approx(episodes(data).returns.max())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("loss", ("cross_entropy", "mse"))
 def test_linear_q(loss, tmp_path):

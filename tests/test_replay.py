@@ -643,6 +643,7 @@ def million():
     return buffer, jax.jit(buffer.update)(state, np.arange(n), last), last
 
 
+@pytest.mark.slow
 def test_a_million_rows_never_give_one_without_priority(million):
     buffer, state, last = million
     for level, nodes in enumerate(state.tree):  # the sums are right at every level

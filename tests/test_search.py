@@ -489,6 +489,7 @@ def test_counts_are_those_of_plain_python(name, facts):
                 assert found.generated == 4 * len(expected.order) + 1
 
 
+@pytest.mark.slow
 def test_qstar_takes_edges_in_the_order_in_which_astar_takes_nodes(facts):
     oracle = facts.oracles["manhattan"]
     h = np.asarray(oracle.remains).astype(int).tolist()
@@ -785,6 +786,7 @@ def test_the_batch_does_not_change_what_a_path_costs(facts):
         }
 
 
+@pytest.mark.slow
 def test_a_block_of_edges_gives_the_same_nodes_in_the_same_order(facts):
     """And twice the capacity changes nothing."""
     lazy = q_search(batch=1, edge_block=2, max_nodes=12_000, max_entries=60_000)

@@ -149,6 +149,7 @@ def test_outside_of_git_only_dirty_runs(repository):
     Study("demo", dirty=True, root=repository).once("a", "algorithms/program.py")
 
 
+@pytest.mark.slow
 def test_an_algorithm_file_is_recorded(repository):
     shutil.copy(ROOT / "tests" / "toy.py", repository / "algorithms" / "toy.py")
     git(repository, "add", "-A")
