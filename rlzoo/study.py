@@ -139,6 +139,35 @@ class Lab:
         report.plot_curves(list(runs), path, title=title)
 
 
+def carry_out(
+    about: str | None, lab: Callable[[Study, int], Lab], name: str, studies: Mapping[str, Callable]
+) -> None:
+    """What a script of several studies does: run those asked for, fill their pages, and the index.
+
+    about: the script's docstring. lab: `lab(study, processes)` is handed to each of `studies`.
+    studies: a name, which is that of a page's folder too, to a function of the lab that gives the
+        parts of the page.
+    """
+    flags = parser(about, studies).parse_args()
+    made = lab(Study(name, flags.dirty), flags.processes)
+    folder = made.study.folder
+    for each in flags.only:
+        fill(folder / each / "README.md", **studies[each](made))
+    fill(folder / "README.md", studies=index(folder, studies))
+
+
+def index(folder: Path, names: Iterable[str]) -> str:
+    """Title, claim and verdicts of every study, from its page."""
+    lines = []
+    for name in names:
+        page = folder / name / "README.md"
+        title, *text = page.read_text("utf-8").split("\n")
+        about = next(line for line in text if line.startswith("Claim"))
+        lines += [f"## [{title.removeprefix('# ')}]({name}/README.md)", "", about, ""]
+        lines += [filled(page, "verdicts") or "Not run yet.", ""]
+    return "\n".join(lines[:-1])
+
+
 def parser(about: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
     """Flags of every study: `--only NAME ...`, `--processes N` and `--dirty`."""
     layout = argparse.RawDescriptionHelpFormatter
@@ -273,6 +302,28 @@ def verdict_list(claims: Sequence[Claim]) -> str:
             f"- {each.text}: {each.value:+.3g} ({low:+.3g} to {high:+.3g}{within}): **{word}**"
         )
     return "\n".join(lines)
+
+
+def members(run: report.Run, **swept: float) -> list[dict[str, Any]]:
+    """What the summary says of every seed of a setting."""
+    found = []
+    for member in run.summary["members"]:
+        if all(np.isclose(member[field], value) for field, value in swept.items()):
+            found.append(member)
+    return found
+
+
+def parts_of(
+    head: Sequence[str], body: Iterable[Iterable[Any]], claims: Sequence[Claim], last: report.Run
+) -> dict[str, str]:
+    """The parts of a page: its table, the verdicts, and the machine of the last arm."""
+    machine_of = last.config["hardware"]
+    cores = f"cores used: 1 of {machine_of['cores']}"
+    return {
+        "table": table(head, body),
+        "verdicts": verdict_list(claims),
+        "hardware": f"{machine_of['cpu']}, {cores}, {machine_of['backend']}",
+    }
 
 
 def score(scores: np.ndarray) -> str:

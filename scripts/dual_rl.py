@@ -14,14 +14,22 @@ return, 100 that of the expert whose run gave the data; the last iterate counts.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from programs.arms import Lab, Parts, hardware
 
 from rlzoo import report
-from rlzoo.study import Study, claim, fill, filled, more, parser, score, script, table, verdict_list
+from rlzoo.study import (
+    carry_out,
+    claim,
+    members,
+    more,
+    score,
+    script,
+    table,
+    verdict_list,
+)
 
 UPDATES = 10_000
 SEEDS = 5
@@ -75,14 +83,9 @@ Runs = dict[tuple[str, str], report.Run]
 
 def last(run: report.Run, metric: str = "eval/score", **swept: float) -> np.ndarray:
     """The last value of a metric for every seed of a setting, [seeds]; NaN where there is none."""
-    chosen = [
-        member["member"]
-        for member in run.summary["members"]
-        if all(np.isclose(member[field], value) for field, value in swept.items())
-    ]
     rows, found = run.metrics["member"], []
-    for member in chosen:
-        values = run.metrics[metric][rows == member]
+    for member in members(run, **swept):
+        values = run.metrics[metric][rows == member["member"]]
         values = values[~np.isnan(values)]
         found.append(values[-1] if len(values) else np.nan)
     return np.array(found)
@@ -97,13 +100,7 @@ def scores(run: report.Run, **swept: float) -> np.ndarray:
 
 def diverged(run: report.Run, **swept: float) -> np.ndarray:
     """1 for each seed of a setting that diverged, else 0."""
-    return np.array(
-        [
-            float(member["diverged"])
-            for member in run.summary["members"]
-            if all(np.isclose(member[field], value) for field, value in swept.items())
-        ]
-    )
+    return np.array([float(member["diverged"]) for member in members(run, **swept)])
 
 
 def file_name(*parts: str) -> str:
@@ -354,25 +351,5 @@ STUDIES: dict[str, Callable[[Lab], Parts]] = {
 }
 
 
-def index(folder: Path) -> str:
-    """Title, claim and verdicts of every study, from its README."""
-    lines = []
-    for name in STUDIES:
-        page = folder / name / "README.md"
-        title, *text = page.read_text("utf-8").split("\n")
-        about = next(line for line in text if line.startswith("Claim"))
-        lines += [f"## [{title.removeprefix('# ')}]({name}/README.md)", "", about, ""]
-        lines += [filled(page, "verdicts") or "Not run yet.", ""]
-    return "\n".join(lines[:-1])
-
-
-def main() -> None:
-    flags = parser(__doc__, STUDIES).parse_args()
-    lab = Lab(Study("dual_rl", flags.dirty), flags.processes)
-    for name in flags.only:
-        fill(lab.study.folder / name / "README.md", **STUDIES[name](lab))
-    fill(lab.study.folder / "README.md", studies=index(lab.study.folder))
-
-
 if __name__ == "__main__":
-    script(main)
+    script(lambda: carry_out(__doc__, Lab, "dual_rl", STUDIES))

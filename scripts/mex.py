@@ -21,16 +21,12 @@ from programs import mex_deep
 
 from rlzoo import report, study
 from rlzoo.study import (
-    Claim,
-    Study,
+    carry_out,
     claim,
-    fill,
-    filled,
-    parser,
+    members,
+    parts_of,
     score,
     script,
-    table,
-    verdict_list,
 )
 
 TABULAR = "algorithms/mex_tabular.py"
@@ -63,9 +59,7 @@ class Lab(study.Lab):
 
 def regrets(run: report.Run, **swept: float) -> np.ndarray:
     """The last regret of every seed of a setting, [seeds]."""
-    found = run.summary["members"]
-    mine = [m for m in found if all(np.isclose(m[name], value) for name, value in swept.items())]
-    return np.array([member["eval/regret"] for member in mine])
+    return np.array([member["eval/regret"] for member in members(run, **swept)])
 
 
 def column(run: report.Run, metric: str, step: int, **swept: float) -> np.ndarray:
@@ -85,20 +79,6 @@ def solved(first: np.ndarray) -> str:
     """When the goal was first reached, and by how many seeds."""
     found = first[np.isfinite(first)]
     return f"{found.min():.0f} to {found.max():.0f} ({len(found)})" if len(found) else "never"
-
-
-def hardware(run: report.Run) -> str:
-    found = run.config["hardware"]
-    return f"{found['cpu']}, cores used: 1 of {found['cores']}, {found['backend']}"
-
-
-def parts_of(heads: list[str], rows: list[list[str]], claims: list[Claim], last: report.Run):
-    """The parts of a README: the table, the verdicts, and the machine of the last arm."""
-    return {
-        "table": table(heads, rows),
-        "verdicts": verdict_list(claims),
-        "hardware": hardware(last),
-    }
 
 
 # ---- deep-sea, deterministic ---------------------------------------------------------------------
@@ -337,14 +317,5 @@ STUDIES: dict[str, Callable[[Lab], Parts]] = {
 }
 
 
-def main() -> None:
-    flags = parser(__doc__, STUDIES).parse_args()
-    lab = Lab(Study("mex", flags.dirty), flags.processes)
-    for name in flags.only:
-        fill(lab.study.folder / name / "README.md", **STUDIES[name](lab))
-    verdicts = {name: filled(lab.study.folder / name / "README.md", "verdicts") for name in STUDIES}
-    fill(lab.study.folder / "README.md", **verdicts)
-
-
 if __name__ == "__main__":
-    script(main)
+    script(lambda: carry_out(__doc__, Lab, "mex", STUDIES))

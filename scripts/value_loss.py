@@ -50,12 +50,9 @@ from rlzoo import machine, report
 from rlzoo.report import curves
 from rlzoo.study import (
     ROOT,
-    Study,
+    carry_out,
     claim,
-    fill,
-    filled,
     more,
-    parser,
     score,
     script,
     table,
@@ -541,25 +538,5 @@ STUDIES: dict[str, Callable[[Lab], Parts]] = {
 }
 
 
-def index(folder: Path) -> str:
-    """Title, claim and verdicts of every study, from its README."""
-    lines = []
-    for name in STUDIES:
-        page = folder / name / "README.md"
-        title, *text = page.read_text().split("\n")
-        about = next(line for line in text if line.startswith("Claim"))
-        lines += [f"## [{title.removeprefix('# ')}]({name}/README.md)", "", about, ""]
-        lines += [filled(page, "verdicts"), ""]
-    return "\n".join(lines[:-1])
-
-
-def main() -> None:
-    flags = parser(__doc__, STUDIES).parse_args()
-    lab = Lab(Study("value_loss", flags.dirty), flags.processes)
-    for name in flags.only:
-        fill(lab.study.folder / name / "README.md", **STUDIES[name](lab))
-    fill(lab.study.folder / "README.md", studies=index(lab.study.folder))
-
-
 if __name__ == "__main__":
-    script(main)
+    script(lambda: carry_out(__doc__, Lab, "value_loss", STUDIES))

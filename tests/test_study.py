@@ -19,7 +19,9 @@ from rlzoo.study import (
     fill,
     filled,
     holm,
+    index,
     interval,
+    members,
     more,
     parser,
     score,
@@ -336,3 +338,27 @@ def test_every_marker_of_the_pages_has_its_end():
             filled(page, name)
             markers += 1
     assert markers > 80, json.dumps([str(page) for page in pages])
+
+
+def test_the_index_says_what_has_not_run(tmp_path):
+    for name, verdict in (("one", "- it holds: **supported**\n"), ("two", "")):
+        page = tmp_path / name / "README.md"
+        page.parent.mkdir()
+        page.write_text(
+            f"# Title of {name}\n\nClaim: c.\n\n<!-- verdicts -->\n{verdict}<!-- end -->"
+        )
+    assert index(tmp_path, ["one", "two"]).split("\n\n") == [
+        "## [Title of one](one/README.md)",
+        "Claim: c.",
+        "- it holds: **supported**",
+        "## [Title of two](two/README.md)",
+        "Claim: c.",
+        "Not run yet.",
+    ]
+
+
+def test_members_of_a_setting():
+    found = [{"member": 0, "eta": 0.1}, {"member": 1, "eta": 0.2}, {"member": 2, "eta": 0.1}]
+    run = report.Run(None, {}, {"members": found}, {})
+    assert [member["member"] for member in members(run, eta=0.1)] == [0, 2]
+    assert members(run) == found

@@ -63,9 +63,8 @@ def members(run: report.Run, **swept: float) -> np.ndarray:
 
     A diverged one counts as 0, the worst return of these games.
     """
-    found = run.summary["members"]
-    mine = [m for m in found if all(m[name] == value for name, value in swept.items())]
-    return np.array([0.0 if m["diverged"] else m["eval/return"] for m in mine])
+    found = study.members(run, **swept)
+    return np.array([0.0 if m["diverged"] else m["eval/return"] for m in found])
 
 
 def gap(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlzoo import report
-from rlzoo.study import Claim, claim, more, score, table, verdict_list, write_csv
+from rlzoo.study import claim, members, more, parts_of, score, table, write_csv
 
 Parts = dict[str, str]
 SEEDS = 20
@@ -23,14 +23,7 @@ MBPO, MEX_MB = "algorithms/mbpo.py", "algorithms/mex_mb.py"
 
 def returns(run: report.Run, **swept: float) -> np.ndarray:
     """The last return of every seed of a setting, [seeds]."""
-    found = run.summary["members"]
-    mine = [m for m in found if all(np.isclose(m[name], value) for name, value in swept.items())]
-    return np.array([member["eval/return"] for member in mine])
-
-
-def hardware(run: report.Run) -> str:
-    found = run.config["hardware"]
-    return f"{found['cpu']}, cores used: 1 of {found['cores']}, {found['backend']}"
+    return np.array([member["eval/return"] for member in members(run, **swept)])
 
 
 def row(task: str, arm: str, found: np.ndarray, solved: float, run: report.Run) -> list[str]:
@@ -77,7 +70,7 @@ def model_free(lab: Any) -> Parts:
         ]
         runs += [plain, swept]
     lab.draw("model_free/curves.png", runs[:2], "band-mass")
-    return parts_of(rows, claims, runs[-1])
+    return parts_of(HEADS, rows, claims, runs[-1])
 
 
 # ---- MEX-MB against MBPO -------------------------------------------------------------------------
@@ -102,13 +95,7 @@ def model_based(lab: Any) -> Parts:
             claims.append(claim(text, more, found[1], found[0]))
             runs += [plain, ours]
     lab.draw("model_based/curves.png", runs[:2], "band-mass, one network")
-    return parts_of(rows, claims, runs[-1])
-
-
-def parts_of(rows: list[list[str]], claims: list[Claim], last: report.Run) -> Parts:
-    """The parts of a README: the table, the verdicts, and the machine of the last arm."""
-    verdicts = verdict_list(claims)
-    return {"table": table(HEADS, rows), "verdicts": verdicts, "hardware": hardware(last)}
+    return parts_of(HEADS, rows, claims, runs[-1])
 
 
 # ---- what the term costs -------------------------------------------------------------------------
