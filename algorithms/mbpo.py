@@ -10,7 +10,7 @@ Run: python algorithms/mbpo.py --env Pendulum-v1 --seeds 5
     --alpha 0.2 --model-hidden 200 200 200 200 --model-learning-rate 1e-3 --model-batch-size 256
     --patience 5 --model-every 250 --rollouts-per-step 400 --rollout-every 250
     --rollout-schedule 20 150 1 15 --epoch-length 1_000
-Result: -175 or better on Pendulum after 2,500 steps in 5 of 5 seeds (0 to 4); results/mex
+Result: -175 or better on Pendulum after 2,500 steps in seeds 0 to 4 (no study yet)
 Metrics: those of sac.py, with averages over the model's rows, and of each fit of the model
     loss/model          mean training loss of the last epoch: twice the negative log-likelihood
     train/model_error   mean squared error on held-out rows; it should fall from fit to fit

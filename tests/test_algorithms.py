@@ -119,24 +119,20 @@ def kind_of(name):
     return Kind(*[part.strip() for part in line[1].split(",")])
 
 
-def trained_quickly(name):
-    """`name`; marked as slow where a model is learned too, whose program compiles for long."""
-    slow = "model-based" in kind_of(name)[:2]
+def learns_a_model(name):
+    return "model-based" in kind_of(name)[:2]
+
+
+def slow_if(slow, name):
     return pytest.param(name, marks=[pytest.mark.slow] * slow)
 
 
-TRAINED = [trained_quickly(name) for name in ALL]
-FIRST = {kind_of(name).how: name for name in reversed(ALL)}
-"""kind -> a file of it"""
-
-
-def of_each_kind(name):
-    """`name`; marked as slow unless it is the file that stands for its kind.
-
-    So `make test-all` covers every file, and the quick suite stays below ten minutes.
-    """
-    quick = name in FIRST.values() and not trained_quickly(name).marks
-    return pytest.param(name, marks=[pytest.mark.slow] * (not quick))
+TRACED = [slow_if(learns_a_model(name), name) for name in ALL]
+"""A program with a learned model takes long even to trace."""
+FIRST = {kind_of(name).how: name for name in reversed(ALL) if not learns_a_model(name)}
+"""kind -> the file that stands for it in the quick suite"""
+COMPILED = [slow_if(name not in FIRST.values(), name) for name in ALL]
+"""Compiling takes most of the time: the slow suite covers every file."""
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -329,7 +325,7 @@ def differ(tree, i, j):
     return any(not np.array_equal(x[i], x[j]) for x in leaves)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRACED)
 def test_make_is_cheap_and_pure(name):
     found = tiny(name)
     alg = found.make()
@@ -355,7 +351,7 @@ def test_make_is_cheap_and_pure(name):
         assert alg.steps_per_call == found.config.num_envs * length
 
 
-@pytest.mark.parametrize("name", map(of_each_kind, ALL))
+@pytest.mark.parametrize("name", COMPILED)
 def test_members(name, ran):
     once, again, found = members_of(name, ran)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
@@ -380,7 +376,7 @@ def test_members(name, ran):
         assert actions.min() >= 0 and actions.max() < env.num_actions
 
 
-@pytest.mark.parametrize("name", map(of_each_kind, ALL))
+@pytest.mark.parametrize("name", COMPILED)
 def test_act_takes_one_observation_and_is_the_same_for_many(name, ran):
     once, _, found = members_of(name, ran)
     alg, env, key = found.make(), found.env, jax.random.key(0)
@@ -437,7 +433,7 @@ def test_its_bounds_refuse_a_wrong_sign(name):
             rlzoo.algorithm.clean(config)
 
 
-@pytest.mark.parametrize("name", map(of_each_kind, ALL))
+@pytest.mark.parametrize("name", COMPILED)
 def test_lowers_for_gpu_and_tpu(name):
     """The training program is one that other devices take; none is needed to find out."""
     found = tiny(name)
@@ -452,7 +448,7 @@ def test_lowers_for_gpu_and_tpu(name):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", map(of_each_kind, ALL))
+@pytest.mark.parametrize("name", COMPILED)
 def test_train(name, tmp_path, monkeypatch):
     # It runs for milliseconds and compiles for seconds; without optimization for half as many.
     plain = {"xla_backend_optimization_level": 0}

@@ -29,31 +29,12 @@ from rlzoo.run.options import run_folder
 from rlzoo.run.record import Record
 from rlzoo.tools import collect, play
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 TOY = Path(toy.__file__)
 TESTS = TOY.parent
 ODD = "a[1] ü*?"
 """a folder's name with what patterns and markup take for themselves"""
 QUICK = {"eval_episodes": 2, "cache": False}
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(autouse=True)
-def _quick(compiled, monkeypatch):
-    """Programs compiled by one test serve the others, and their subprocesses."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    for name, value in {
-        "compilation_cache_dir": str(compiled),
-        "persistent_cache_min_compile_time_secs": 0.0,
-        "persistent_cache_min_entry_size_bytes": -1,
-    }.items():
-        jax.config.update(f"jax_{name}", value)
-        monkeypatch.setenv(f"JAX_{name.upper()}", str(value))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

@@ -31,25 +31,9 @@ from rlzoo.run.record import Record
 TOY = Path(toy.__file__)
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Programs compiled by one test serve the others, and their subprocesses."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(autouse=True)
-def _quick(compiled, monkeypatch):
-    before = jax.config.values["jax_compilation_cache_dir"]
-    for name, value in {
-        "compilation_cache_dir": str(compiled),
-        "persistent_cache_min_compile_time_secs": 0.0,
-        "persistent_cache_min_entry_size_bytes": -1,
-    }.items():
-        jax.config.update(f"jax_{name}", value)
-        monkeypatch.setenv(f"JAX_{name.upper()}", str(value))
+def _quick(shared_programs, monkeypatch):
     monkeypatch.setattr(report, "write_curve", lambda *_: None)  # test_cli.py looks at the picture
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def go(out, make=toy.make, sweep=None, resume=False, force=False, run=None, **config):

@@ -79,7 +79,7 @@ def _spring(name: str) -> Task:
         algorithm="td3",
         episodes=200,
         noise=0.1,
-        takes="five to ten minutes",
+        takes="an hour (not measured)",
         fields={
             "total_steps": 200_000,
             "num_envs": 4,
@@ -98,7 +98,7 @@ def _generalized(name: str) -> Task:
         algorithm="sac",
         episodes=1_000,
         noise=0.1,
-        takes="many hours (a GPU is wanted)",
+        takes="many hours (not measured; a GPU is wanted)",
         fields={
             "total_steps": 1_000_000,
             "num_envs": 8,
