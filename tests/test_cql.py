@@ -102,6 +102,7 @@ def test_what_an_update_moves(tune):
     )
 
 
+@pytest.mark.slow
 def test_values_outside_of_the_data_are_low():
     """Reward 2a for actions in [-0.5, 0.5]: by itself the policy goes where there are no data."""
     action = np.linspace(-0.5, 0.5, 21)

@@ -100,6 +100,7 @@ def check(env: Env, num_envs: int = 3, length: int = 12) -> None:
     assert (after.episode_length < 5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "id", [id if id in FAMILIES else pytest.param(id, marks=pytest.mark.slow) for id in GYMNAX]
 )

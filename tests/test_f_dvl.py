@@ -269,6 +269,7 @@ def test_pairs_that_values_are_fitted_to():
     assert np.abs(action).max() <= 1.0 and 0.5 < action[40:].std() < 0.65
 
 
+@pytest.mark.slow
 def test_update_order():
     """By chi square: the gradient of total variation only knows the signs of Q - V."""
     config = dataclasses.replace(SMALL, batch_size=16, value_layer_norm=True)

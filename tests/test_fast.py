@@ -36,6 +36,7 @@ def test_linear_starts_with_the_scale_of_a_dense_layer():
     assert float(ours.std()) == pytest.approx(float(plain.std()), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
 def test_convolution(leading):
     images = jax.random.normal(KEY, (*leading, 6, 5, 2))

@@ -127,6 +127,7 @@ def test_scripts_of_the_drawers():
     assert share > 0.9 and abs(step - 21) <= 3
 
 
+@pytest.mark.slow
 def test_own_data():
     """The first halves earn nothing; none holds the whole task."""
     record = PICK.inner.record

@@ -108,6 +108,7 @@ def test_policy_and_critics_get_no_gradient():
     assert jnp.abs(jax.grad(term)(MODEL, batch)).min() > 0, "while the model does"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [5, 256])
 def test_a_constant_advantage_gives_exactly_nothing(rows):
     """Values of 0.3 everywhere and a reward of 0.1, which no float holds exactly: without care the

@@ -357,6 +357,7 @@ def test_q_learning_step():
         state = after
 
 
+@pytest.mark.slow
 def test_episodes_earn_what_is_reported():
     """`act`, which counts steps, plays the policy whose value is reported."""
     ran = Ran(total_steps=200, quick=True, num_sweeps=0)

@@ -242,6 +242,7 @@ GYMNAX = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "id",
     [

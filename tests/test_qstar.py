@@ -255,6 +255,7 @@ def test_warm_up_where_moves_commute(side, monkeypatch):
     assert ((loss == 0).all() and more == 0) if side == 3 else (loss[5:] > 1).all() and more > 0
 
 
+@pytest.mark.slow
 def test_cold_walks_rather_have_few_lights():
     """Each light is on by itself, with the chance that Metropolis promises."""
     env = rlzoo.make("lights-out3")

@@ -91,6 +91,7 @@ def test_linear_q(loss, tmp_path):
     assert min(member["eval/return"] for member in run.summary["members"]) < 66
 
 
+@pytest.mark.slow
 def test_it_cannot_stitch(tmp_path):
     """Asked for 1, the return of both episodes, it gets 0, 1 or 2 by how it breaks the tie; after
     its first action it imitates the episode that had this action, so it gets 1."""

@@ -15,6 +15,7 @@ IDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_steps_follow_the_model(id):
     """Random episodes: frequencies of next states, and mean rewards, within five deviations."""

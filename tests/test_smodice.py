@@ -120,6 +120,7 @@ def learned():
     return run(data)
 
 
+@pytest.mark.slow
 def test_the_discriminator_tells_them_apart(learned):
     _, metrics, _ = learned
     gap = metrics["train/reward_expert"] - metrics["train/reward_mixed"]

@@ -212,6 +212,7 @@ def test_the_other_walkers(name):
     assert env.params == TASKS[name] and not env.terminates(obs, action, obs).any()
 
 
+@pytest.mark.slow
 def test_parameters_are_options():
     env = rlzoo.make("hopper-vel-sparse:spring?target=3&band=0.5&control_weight=0.0")
     assert (env.params.target, env.params.band, env.params.control_weight) == (3, 0.5, 0)

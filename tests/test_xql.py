@@ -91,6 +91,7 @@ def test_small_temperatures_overflow_without_rescaling():
         assert np.isinf(np.exp(np.float32(100 / 0.1))), "what this guards against"
 
 
+@pytest.mark.slow
 def test_update_order():
     check_update_order(xql, dataclasses.replace(SMALL, batch_size=16, value_layer_norm=True), 3)
 
